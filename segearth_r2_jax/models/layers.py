@@ -1,0 +1,184 @@
+"""Building blocks shared by every network: dense, LoRA, convolution, normalisation, embedding.
+
+Conventions of all networks here:
+
+* Activations carry the compute dtype: a weight is cast to the dtype of its input where it is used. bfloat16 compute with
+  float32 master weights, all-float32 and all-float64 are the same code.
+* Statistics (softmax, normalisation) are computed in float32 or wider.
+* Every parameter is an `nnx.Param` with `logical_axes`, one logical name (or None) per dimension; `sharding.rules` maps
+  names to mesh axes. Layers that are stacked and scanned have one more leading dimension than names.
+* Images are [b, h, w, c]; dense kernels are [in, out]; convolution kernels are [kh, kw, in, out].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Initializer = Callable[..., jax.Array]
+
+# The names that a parameter's dimension may carry; `sharding.rules` has a line for each.
+LOGICAL_AXES = ("embed", "mlp", "heads", "vocab", "channels_in", "channels_out", "lora_rank", "layers")
+
+
+def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """The dtype in which statistics of `dtype` values are computed: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def parameter(init: Initializer, shape: tuple[int, ...], axes: tuple[str | None, ...], rngs: nnx.Rngs) -> nnx.Param:
+    """A float32 parameter of `shape` whose dimensions carry the logical names `axes`."""
+    if len(shape) != len(axes):
+        raise ValueError(f"a parameter of shape {shape} needs {len(shape)} logical axes, got {axes}")
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), logical_axes=axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation of a dense layer (Hu et al. 2021): y += (x A) B * alpha / rank."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+
+
+class Linear(nnx.Module):
+    """Dense layer [.., in] -> [.., out], with low-rank adaptation if `lora` is given.
+
+    `axes` are the logical names of the kernel's two dimensions; the bias carries the second.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        axes: tuple[str | None, str | None],
+        rngs: nnx.Rngs,
+        use_bias: bool = True,
+        lora: LoraConfig | None = None,
+        kernel_init: Initializer = nnx.initializers.lecun_normal(),
+        bias_init: Initializer = nnx.initializers.zeros_init(),
+    ):
+        self.kernel = parameter(kernel_init, (in_features, out_features), axes, rngs)
+        self.bias = parameter(bias_init, (out_features,), axes[1:], rngs) if use_bias else None
+        self.lora = lora
+        if lora is not None:
+            # As in peft: A like torch's default Linear (uniform, bound 1/sqrt(in)), B zero, so that training starts at the base.
+            a_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+            self.lora_a = parameter(a_init, (in_features, lora.rank), (axes[0], "lora_rank"), rngs)
+            self.lora_b = parameter(nnx.initializers.zeros_init(), (lora.rank, out_features), ("lora_rank", axes[1]), rngs)
+
+    def __call__(self, x: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
+        """`rng` switches on the dropout of the low-rank branch (training only)."""
+        y = x @ self.kernel[...].astype(x.dtype)
+        if self.lora is not None:
+            z = dropout(x, self.lora.dropout, rng)
+            z = (z @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
+            y = y + z * (self.lora.alpha / self.lora.rank)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
+        return y
+
+
+class Conv(nnx.Module):
+    """2-d convolution [b, h, w, in] -> [b, h', w', out]; `padding` is "VALID" or "SAME"."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        rngs: nnx.Rngs,
+        stride: int = 1,
+        padding: str = "VALID",
+        kernel_init: Initializer = nnx.initializers.lecun_normal(),
+    ):
+        self.stride = stride
+        self.padding = padding
+        shape = (kernel_size, kernel_size, in_channels, out_channels)
+        self.kernel = parameter(kernel_init, shape, (None, None, "channels_in", "channels_out"), rngs)
+        self.bias = parameter(nnx.initializers.zeros_init(), (out_channels,), ("channels_out",), rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            (self.stride, self.stride),
+            self.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last dimension, statistics in float32 or wider."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs, epsilon: float = 1e-5, axis: str | None = None):
+        self.epsilon = epsilon
+        self.scale = parameter(nnx.initializers.ones_init(), (features,), (axis,), rngs)
+        self.bias = parameter(nnx.initializers.zeros_init(), (features,), (axis,), rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(wide(x.dtype))
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation of [b, h, w, c] over space and the channels of a group, statistics in float32 or wider."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs, groups: int = 32, epsilon: float = 1e-5):
+        self.groups = groups
+        self.epsilon = epsilon
+        self.scale = parameter(nnx.initializers.ones_init(), (features,), (None,), rngs)
+        self.bias = parameter(nnx.initializers.zeros_init(), (features,), (None,), rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, h, w, c = x.shape
+        y = x.astype(wide(x.dtype)).reshape(b, h * w, self.groups, c // self.groups)
+        y = y - y.mean((1, 3), keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.epsilon)
+        return (y.reshape(b, h, w, c) * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """Lookup table [rows, features]."""
+
+    def __init__(
+        self,
+        rows: int,
+        features: int,
+        *,
+        axes: tuple[str | None, str | None],
+        rngs: nnx.Rngs,
+        init: Initializer = nnx.initializers.normal(0.02),
+    ):
+        self.table = parameter(init, (rows, features), axes, rngs)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return jnp.take(self.table[...], ids, axis=0)
+
+
+def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
+    """Inverted dropout; the identity where `rng` is None or `rate` is 0."""
+    if rng is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(rng, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def split_or_none(rng: jax.Array | None, n: int) -> list[jax.Array | None]:
+    """`n` independent keys, or `n` times None: the form in which optional randomness is handed down."""
+    return [None] * n if rng is None else list(jax.random.split(rng, n))
+
+
+def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`n` layers of one form as a single module whose parameters have a leading dimension `n`; see `scan_layers`."""
+    return nnx.vmap(make, in_axes=0, out_axes=0, axis_size=n)(rngs.fork(split=n))

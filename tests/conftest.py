@@ -1,0 +1,32 @@
+"""Where the tests find reference numbers and real images, and the settings every test runs under."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+
+def _folder(variable: str, default: Path) -> Path:
+    folder = Path(os.environ.get(variable, default))
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent (set {variable} to the folder to run this test)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> Path:
+    """Numbers of the reference implementation of SegEarth-R2; the test is skipped where they are absent."""
+    return _folder("SEGEARTH_R2_FIXTURES", SHARED / "fixtures" / "segearth_r2")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real images and masks; the test is skipped where they are absent."""
+    return _folder("SEGEARTH_R2_DATA", SHARED / "data")

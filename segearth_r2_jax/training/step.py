@@ -1,0 +1,96 @@
+"""One training step: a pure function of (state, batch), compiled once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from segearth_r2_jax.inputs.image_processing import normalize_for_siglip, normalize_for_swin
+from segearth_r2_jax.models.binding import Params, bind
+from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Output
+from segearth_r2_jax.objectives.mask_losses import PointSampling, draw_points
+from segearth_r2_jax.objectives.total import LossWeights, total_loss
+from segearth_r2_jax.sharding import rules
+from segearth_r2_jax.training.state import TrainState, join_params
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """What a step computes. `dtype` is the compute dtype ("float32" or "bfloat16"); `regularize` switches on dropout and stochastic depth."""
+
+    weights: LossWeights = LossWeights()
+    points: PointSampling = PointSampling()
+    dtype: str = "float32"
+    regularize: bool = False
+    seed: int = 0
+
+
+class StepReport(NamedTuple):
+    """metrics: scalars by name; mask_logits: [m, h, w], the final masks of the first image, for the picture in the log."""
+
+    metrics: dict[str, jax.Array]
+    mask_logits: jax.Array
+
+
+def forward(model: SegEarthR2, batch: Batch, *, dtype: str, supervise_attention: bool, rng: jax.Array | None) -> SegEarthR2Output:
+    """The training pass on a batch as the loader yields it (uint8 images; see `data_pipeline.loader`)."""
+    return model(
+        pixels=normalize_for_swin(batch["image"]).astype(dtype),
+        pixels_siglip=normalize_for_siglip(batch["image_siglip"]).astype(dtype),
+        token_ids=batch["token_ids"],
+        attention_mask=batch["attention_mask"],
+        image_start=batch["image_start"],
+        seg_positions=batch["seg_positions"],
+        supervise_attention=supervise_attention,
+        rng=rng,
+    )
+
+
+def train_step(
+    abstract_model: SegEarthR2, optimizer: optax.GradientTransformation, config: StepConfig
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
+    """The step as a plain function; `compile_train_step` is what runs it."""
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+        points_rng, model_rng = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
+
+        def objective(trainable: Params) -> tuple[jax.Array, tuple[dict[str, jax.Array], jax.Array]]:
+            model = bind(abstract_model, join_params(trainable, state.frozen))
+            output = forward(
+                model,
+                batch,
+                dtype=config.dtype,
+                supervise_attention=config.weights.attention > 0,
+                rng=model_rng if config.regularize else None,
+            )
+            draws = draw_points(points_rng, output.mask_logits.shape[0], batch["mask_valid"].size, config.points)
+            loss, terms = total_loss(output, batch, draws, config.weights, config.points)
+            return loss, (terms, output.mask_logits[-1, 0])
+
+        (loss, (terms, first_masks)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        metrics = {"loss": loss, **terms, "grad_norm": optax.global_norm(grads)}
+        new_state = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), state.frozen, opt_state)
+        return new_state, StepReport(metrics, first_masks.astype(jnp.float32))
+
+    return step
+
+
+def compile_train_step(
+    abstract_model: SegEarthR2, optimizer: optax.GradientTransformation, config: StepConfig, mesh: Mesh, shardings: TrainState
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
+    """The jitted step: state donated and sharded as `shardings` on the way in and out, the batch split over the data axes."""
+    return jax.jit(
+        train_step(abstract_model, optimizer, config),
+        in_shardings=(shardings, rules.batch_sharding(mesh)),
+        out_shardings=(shardings, rules.replicated(mesh)),
+        donate_argnums=0,
+    )

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from segearth_r2_jax import dataclass_io
 from segearth_r2_jax.models.layers import Linear, LoraConfig, split_or_none
 from segearth_r2_jax.models.mask_decoder import MaskDecoder, MaskDecoderConfig
 from segearth_r2_jax.models.multimodal_prompt import splice
@@ -68,21 +69,8 @@ class SegEarthR2Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SegEarthR2Config:
-        """Raises TypeError on an unknown or missing field."""
-        parts = dict(values)
-        phi = dict(parts.pop("phi"))
-        lora = phi.pop("lora")
-        swin = {k: tuple(v) if isinstance(v, list) else v for k, v in parts.pop("swin").items()}
-        pixel_decoder = dict(parts.pop("pixel_decoder"))
-        pixel_decoder["in_channels"] = tuple(pixel_decoder["in_channels"])
-        return cls(
-            siglip=SiglipConfig(**parts.pop("siglip")),
-            phi=PhiConfig(**phi, lora=None if lora is None else LoraConfig(**lora)),
-            swin=SwinConfig(**swin),
-            pixel_decoder=PixelDecoderConfig(**pixel_decoder),
-            mask_decoder=MaskDecoderConfig(**parts.pop("mask_decoder")),
-            **parts,
-        )
+        """Raises UserError on an unknown or missing field."""
+        return dataclass_io.from_dict(cls, values, "model")
 
 
 class SegEarthR2Output(NamedTuple):

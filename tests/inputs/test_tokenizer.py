@@ -1,0 +1,56 @@
+"""A tokenizer comes from its file alone, with [SEG] and with padding = end of text."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+
+from segearth_r2_jax.errors import UserError
+from segearth_r2_jax.inputs.tokenizer import load_tokenizer, save_tokenizer, seg_token_id, train_tokenizer
+
+
+def test_saved_and_loaded_it_is_the_same(small_tokenizer, tmp_path):
+    save_tokenizer(small_tokenizer, tmp_path / "tokenizer.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        loaded = load_tokenizer(path)
+        assert len(loaded) == len(small_tokenizer)
+        assert seg_token_id(loaded) == seg_token_id(small_tokenizer) == len(loaded) - 1
+        assert loaded.pad_token_id == loaded.eos_token_id == small_tokenizer.eos_token_id
+        text = "Zürich: two tanks [SEG][SEG]<|endoftext|>\n  end"
+        assert loaded.encode(text) == small_tokenizer.encode(text)
+        assert loaded.decode(loaded.encode(text)) == text
+
+
+def test_the_seg_token_is_added_where_it_is_missing(small_tokenizer, tmp_path):
+    content = json.loads(small_tokenizer.backend_tokenizer.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "[SEG]"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert load_tokenizer(tmp_path).encode("a [SEG] b") == small_tokenizer.encode("a [SEG] b")
+
+
+def test_the_same_texts_give_the_same_tokenizer():
+    texts = ["the large tank", "the tank at the lake"]
+    first, second = (train_tokenizer(texts, vocab_size=270) for _ in range(2))
+    assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
+    assert len(first) == 271
+
+
+def test_it_travels_to_worker_processes(small_tokenizer):
+    copy = pickle.loads(pickle.dumps(small_tokenizer))
+    assert copy.encode("a tank [SEG]") == small_tokenizer.encode("a tank [SEG]")
+    assert copy.pad_token_id == small_tokenizer.pad_token_id
+
+
+def test_a_wrong_file_is_named(tmp_path, small_tokenizer):
+    with pytest.raises(UserError, match=r"tokenizer.json: no such file"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer.json: not a tokenizer.json"):
+        load_tokenizer(tmp_path)
+    content = small_tokenizer.backend_tokenizer.to_str().replace("<|endoftext|>", "<|stop|>")
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"has no <\|endoftext\|> token"):
+        load_tokenizer(tmp_path)

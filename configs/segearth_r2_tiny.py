@@ -1,0 +1,34 @@
+"""The tiny preset on drawn scenes: every part of the full system, small enough to be trained from random weights on a laptop.
+
+    python -m data_pipeline.synthesize --output runs/tiny/scenes
+    python -m data_pipeline.build_shards --source lasers --input runs/tiny/scenes --output runs/tiny/shards
+    segearth-r2 train --config configs/segearth_r2_tiny.py --workdir runs/tiny/model
+
+`bash launch/quickstart.sh` does all of it.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
+from segearth_r2_jax.objectives.mask_losses import PointSampling
+from segearth_r2_jax.training.run_config import DataConfig, RunConfig
+from segearth_r2_jax.training.schedules import OptimizerConfig
+from segearth_r2_jax.training.step import StepConfig
+
+TOKENIZER = Path(__file__).parent.parent / "segearth_r2_jax" / "inputs" / "tiny_tokenizer.json"
+
+
+def get_config() -> ConfigDict:
+    return RunConfig(
+        model=SegEarthR2Config.tiny(vocab_size=1024),
+        tokenizer=str(TOKENIZER),
+        data=DataConfig(shards="runs/tiny/shards", batch_size=8, token_buckets=(384,), max_masks=4, mask_canvas=256),
+        num_steps=1500,
+        optimizer=OptimizerConfig(learning_rate=1e-3, clip_norm=1.0, weight_decay=0.01),
+        step=StepConfig(points=PointSampling(num_points=1024)),
+        checkpoint_every=250,
+        print_every=50,
+        picture_every=250,
+    ).to_config_dict()

@@ -1,0 +1,83 @@
+"""Everything that defines a run, typed; `configs/*.py` build one and hand it out as a ConfigDict that the command line can override."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from segearth_r2_jax import dataclass_io
+from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
+from segearth_r2_jax.sharding.mesh import MeshShape
+from segearth_r2_jax.training.schedules import OptimizerConfig
+from segearth_r2_jax.training.step import StepConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What the loader yields; sizes of images and tokens follow from the model.
+
+    shards: folder made by `python -m data_pipeline.build_shards`. batch_size: images per step over all devices. token_buckets: lengths
+    to which token rows are padded; each is compiled once. max_masks: mask slots per image. mask_canvas: side of the square that holds a
+    target; larger images have their targets shrunk to it. workers: loader processes per host (0: threads only).
+    """
+
+    shards: str
+    batch_size: int
+    token_buckets: tuple[int, ...] = (1024,)
+    max_masks: int = 4
+    mask_canvas: int = 1024
+    template: str = "train_phi_v0"
+    workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A training run.
+
+    tokenizer: a `tokenizer.json` or its folder. trainable: regular expressions found in the paths of the parameters that are trained;
+    the rest is kept in `frozen_dtype` without gradient or optimizer state. initial_checkpoint: a checkpoint folder to start from (None:
+    random weights). Intervals are in steps.
+    """
+
+    model: SegEarthR2Config
+    tokenizer: str
+    data: DataConfig
+    num_steps: int
+    optimizer: OptimizerConfig = OptimizerConfig()
+    step: StepConfig = StepConfig()
+    mesh: MeshShape = MeshShape()
+    trainable: tuple[str, ...] = ("",)
+    frozen_dtype: str = "bfloat16"
+    initial_checkpoint: str | None = None
+    seed: int = 0
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 1
+    print_every: int = 50
+    picture_every: int = 500
+
+    def to_config_dict(self) -> ConfigDict:
+        """The form whose fields the command line overrides (`--config.data.batch_size=8`)."""
+        return _with_placeholders(RunConfig, ConfigDict(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_config_dict(cls, config: ConfigDict) -> RunConfig:
+        """Raises UserError naming a field that is unknown, missing or of another type."""
+        return dataclass_io.from_dict(cls, config.to_dict(), "config")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def _with_placeholders(cls: type, config: ConfigDict) -> ConfigDict:
+    """A None of an optional plain field knows its type, so that the command line can fill it."""
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            _with_placeholders(hint, config[name])
+        elif config[name] is None:
+            plain = [option for option in typing.get_args(hint) if option in (str, int, float, bool)]
+            if plain:
+                config[name] = config_dict.placeholder(plain[0])
+    return config

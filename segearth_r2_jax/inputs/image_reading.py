@@ -104,8 +104,10 @@ def _damaged_file_is_a_user_error(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        while error.__cause__ is not None:  # rasterio's own message only points at GDAL's
+            error = error.__cause__
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name}: is damaged or cut short ({reason:.120})") from error
+        raise UserError(f"{name}: is damaged or cut short ({reason:.160})") from error
 
 
 def _read_with_pillow(source: Path | bytes, tiff: bool, name: str) -> np.ndarray:
@@ -145,7 +147,7 @@ def _pillow_nodata(image: Image.Image) -> float | None:
 def _read_with_rasterio(rasterio: ModuleType, source: Path | bytes, driver: str, name: str) -> np.ndarray:
     with contextlib.ExitStack() as stack, _damaged_file_is_a_user_error(name):
         if isinstance(source, bytes):
-            source = stack.enter_context(rasterio.MemoryFile(source))
+            source = stack.enter_context(rasterio.MemoryFile(source, filename="image"))
             dataset = stack.enter_context(source.open(driver=driver))
         else:
             dataset = stack.enter_context(rasterio.open(source, driver=driver))

@@ -1,0 +1,242 @@
+"""Builds TFRecord shards from a data set in its published layout.
+
+    python -m data_pipeline.build_shards --source lasers --input DIR --output DIR [--split train|test|all] [--shards N] [--workers N]
+
+The same input gives the same bytes, whatever the number of workers. An interrupted build is continued by the same command: finished
+shards are kept after their checksums have been verified. `manifest.json`, written last, says what the folder holds; a folder
+without it is not finished and is not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tqdm
+
+from data_pipeline.schema import FEATURES, Record
+from data_pipeline.sources import lasers
+from data_pipeline.tfrecord import TFRecordSource, index_path, write_shard
+from segearth_r2_jax.errors import UserError
+
+MANIFEST = "manifest.json"
+_PLAN = "plan.json"
+_FORMAT = "tf.train.Example in TFRecord"
+# Small enough to spread over processes and to lose little in an interrupted build, large enough to be few files.
+_RECORDS_PER_SHARD = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardTask:
+    """One shard to write: its file and the rows it is to hold."""
+
+    path: Path
+    split: str
+    rows: tuple[lasers.Row, ...]
+
+
+def build_shards(
+    source: str,
+    folder: Path,
+    output: Path,
+    *,
+    split: str = "all",
+    shards: int | None = None,
+    workers: int = 1,
+    command: str = "",
+) -> dict[str, Any]:
+    """Writes the shards of `folder` to `output` and returns the manifest; see the module's docstring.
+
+    Args:
+      source: the layout of `folder`; "lasers".
+      split: "train", "test" or "all" (the ones that are there).
+      shards: files per split; by default one per 512 records.
+      workers: processes that decode and check images.
+      command: the command line, noted in the manifest.
+    Raises UserError naming the file and the row if something in the input is wrong; nothing half-written carries a final name.
+    """
+    if source != "lasers":
+        raise UserError(f"--source {source}: no such source; there is lasers")
+    if workers < 1 or (shards is not None and shards < 1):
+        raise UserError("--workers and --shards must be at least 1")
+    rows = {name: lasers.read_rows(folder, name) for name in _splits(folder, split)}
+    _make_folder(output)
+    tasks = [task for name in rows for task in _divide(output, name, rows[name], shards)]
+    _claim(output, tasks, source)
+    built = _run(tasks, workers)
+
+    manifest: dict[str, Any] = {
+        "format": _FORMAT,
+        "source": source,
+        "command": command,
+        "features": {name: {"kind": kind, "meaning": meaning} for name, (kind, meaning) in FEATURES.items()},
+        "annotations": {
+            name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            for name in sorted({row.source for task in tasks for row in task.rows})
+        },
+        "splits": {},
+    }
+    for name in rows:
+        entries = [entry for task, entry in zip(tasks, built, strict=True) if task.split == name]
+        manifest["splits"][name] = {
+            "records": sum(entry["records"] for entry in entries),
+            "images": len({row.image_path for row in rows[name]}),
+            "masks": sum(count for entry in entries for count in entry["masks_per_record"] if count is not None),
+            "shards": entries,
+        }
+    _write_json(output / MANIFEST, manifest)
+    (output / _PLAN).unlink()
+    return manifest
+
+
+def _splits(folder: Path, split: str) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected a data set in the LaSeRS layout")
+    if split != "all":
+        return [split]
+    present = [name for name in lasers.SPLITS if (folder / name).is_dir()]
+    if not present:
+        raise UserError(f"{folder}: holds neither train/ nor test/; expected a data set in the LaSeRS layout")
+    return present
+
+
+def _divide(output: Path, split: str, rows: Sequence[lasers.Row], shards: int | None) -> list[ShardTask]:
+    """Neighbouring rows stay together, so that a shard's images are read once while they are in the file cache."""
+    count = min(len(rows), shards or -(-len(rows) // _RECORDS_PER_SHARD))
+    bounds = [len(rows) * number // count for number in range(count + 1)]
+    return [
+        ShardTask(output / f"{split}-{number:05d}-of-{count:05d}.tfrecord", split, tuple(rows[start:end]))
+        for number, (start, end) in enumerate(itertools.pairwise(bounds))
+    ]
+
+
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be made a folder ({error.strerror})") from None
+
+
+def _claim(output: Path, tasks: Sequence[ShardTask], source: str) -> None:
+    """Notes what is being built, so that shards of one input are never continued or mixed with those of another."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        digest.update(task.path.name.encode())
+        for row in task.rows:
+            status = row.image_path.stat()
+            content = [row.record_id, row.source, row.image_name, row.instruction, row.answer, row.mask, status.st_size, status.st_mtime_ns]
+            digest.update(json.dumps(content).encode())
+    plan = {"source": source, "input": digest.hexdigest()}
+    path = output / _PLAN
+    found = sorted(entry.name for entry in output.iterdir())
+    if _PLAN in found:
+        if json.loads(path.read_bytes()) != plan:
+            raise UserError(f"{output}: holds an unfinished build of another input or of other shards; remove it or choose another folder")
+    elif found:
+        raise UserError(f"{output}: is not empty (it holds {found[0]}); choose a new folder")
+    else:
+        _write_json(path, plan)
+
+
+def _run(tasks: Sequence[ShardTask], workers: int) -> list[dict[str, Any]]:
+    """Builds the shards in `workers` processes; entries of the manifest in the order of `tasks`."""
+    records = sum(len(task.rows) for task in tasks)
+    terminal = sys.stderr.isatty()
+    entries: list[dict[str, Any]] = []
+    with tqdm.tqdm(total=records, unit="record", disable=not terminal) as bar:
+        if workers == 1:
+            results = map(_build, tasks)
+            pool = None
+        else:
+            pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+            results = pool.map(_build, tasks)
+        try:
+            for entry in results:
+                entries.append(entry)
+                bar.update(entry["records"])
+                if not terminal:
+                    print(f"{entry['file']}: {entry['records']} records ({len(entries)} of {len(tasks)} shards)", file=sys.stderr)
+        finally:
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
+    return entries
+
+
+def _build(task: ShardTask) -> dict[str, Any]:
+    """Writes one shard unless an earlier run has finished it; returns its entry of the manifest."""
+    masks = [None if row.mask is None else len(row.mask) for row in task.rows]
+    if not _is_finished(task):
+        write_shard(task.path, (row.load().to_example() for row in task.rows))
+    with task.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "file": task.path.name,
+        "records": len(task.rows),
+        "bytes": task.path.stat().st_size,
+        "sha256": digest,
+        "masks_per_record": masks,
+    }
+
+
+def _is_finished(task: ShardTask) -> bool:
+    if not (task.path.exists() and index_path(task.path).exists()):
+        return False
+    try:
+        records = TFRecordSource([task.path])
+        found = [Record.from_example(records[index], "record").record_id for index in range(len(records))]
+    except UserError:
+        return False
+    return found == [row.record_id for row in task.rows]
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m data_pipeline.build_shards", description="Builds TFRecord shards from a data set.")
+    parser.add_argument("--source", required=True, choices=["lasers"], help="the layout of the input")
+    parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="the data set's folder")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder, or one whose build was interrupted")
+    parser.add_argument("--split", default="all", choices=[*lasers.SPLITS, "all"], help="what to build (default: all that is there)")
+    parser.add_argument("--shards", type=int, metavar="N", help=f"files per split (default: one per {_RECORDS_PER_SHARD} records)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that decode and check images (default: 1)")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(given)
+    try:
+        manifest = build_shards(
+            options.source,
+            options.input,
+            options.output,
+            split=options.split,
+            shards=options.shards,
+            workers=options.workers,
+            command=shlex.join(["python", "-m", "data_pipeline.build_shards", *given]),
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, split in manifest["splits"].items():
+        print(f"{name}: {split['records']} records, {split['masks']} masks, {split['images']} images in {len(split['shards'])} shards")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""SigLIP and Phi against transformers' PyTorch modules with random weights, eager attention, float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segearth_r2_jax.checkpoints.key_rules import KeyMap, Rule, conv, linear, norm
+from segearth_r2_jax.models.binding import abstract_module, bind, module_params, unflatten
+from segearth_r2_jax.models.phi import Phi, PhiConfig
+from segearth_r2_jax.models.siglip import Siglip, SiglipConfig
+
+torch = pytest.importorskip("torch", reason="the comparison needs PyTorch, which is a development dependency only")
+
+TOLERANCE = 2e-5
+
+SIGLIP_SIZES = {
+    "even": SiglipConfig(
+        hidden_size=48, intermediate_size=96, num_layers=3, num_heads=3, patch_size=8, image_size=32, select_layer=-1, final_norm=True
+    ),
+    # Head width 9 and an image that is no whole number of patches.
+    "odd": SiglipConfig(
+        hidden_size=36, intermediate_size=50, num_layers=2, num_heads=4, patch_size=7, image_size=40, select_layer=-1, final_norm=True
+    ),
+}
+PHI_SIZES = {
+    "even": PhiConfig(vocab_size=90, embed_rows=90, hidden_size=64, intermediate_size=256, num_layers=3, num_heads=2),
+    # 6 of 15 elements of a head are rotated.
+    "odd": PhiConfig(vocab_size=61, embed_rows=61, hidden_size=60, intermediate_size=100, num_layers=2, num_heads=4),
+}
+
+
+def _load(make: Callable, rules: list[Rule], torch_module: torch.nn.Module):
+    """The module that `make` builds, with the weights of `torch_module`."""
+    module = abstract_module(make)
+    key_map = KeyMap(rules, module_params(module))
+    tensors = {name: tensor.numpy() for name, tensor in torch_module.state_dict().items()}
+    leaves = key_map.to_parameters((name, tensors[name]) for name in key_map.shapes)
+    return bind(module, unflatten({leaf.name: leaf.array for leaf in leaves}))
+
+
+def _randomize(module: torch.nn.Module) -> None:
+    """Values in every parameter: transformers starts biases at 0 and scales at 1, where an error could hide."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def _check(actual: jax.Array, expected: torch.Tensor) -> None:
+    expected = expected.numpy()
+    error = np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()
+    assert error <= TOLERANCE
+
+
+@pytest.mark.parametrize("size", SIGLIP_SIZES)
+@torch.no_grad()
+def test_siglip(size: str):
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    config = SIGLIP_SIZES[size]
+    torch.manual_seed(0)
+    theirs = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            patch_size=config.patch_size,
+            image_size=config.image_size,
+            attn_implementation="eager",
+        )
+    ).eval()
+    _randomize(theirs)
+    prefix = next(name for name in theirs.state_dict() if name.endswith("embeddings.patch_embedding.weight"))
+    prefix = prefix.removesuffix("embeddings.patch_embedding.weight")
+    layer, n = f"{prefix}encoder.layers.{{i}}", config.num_layers
+    rules = [
+        *conv(f"{prefix}embeddings.patch_embedding", "patch_embedding"),
+        Rule(f"{prefix}embeddings.position_embedding.weight", ("position_embedding",)),
+        *norm(f"{layer}.layer_norm1", "layers/layer_norm1", repeat=n),
+        *norm(f"{layer}.layer_norm2", "layers/layer_norm2", repeat=n),
+        *norm(f"{prefix}post_layernorm", "post_layernorm"),
+    ]
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"):
+        rules += linear(f"{layer}.{name}", f"layers/{name.replace('.', '/')}", repeat=n)
+    ours = _load(lambda rngs: Siglip(config, rngs=rngs), rules, theirs)
+
+    pixels = np.random.default_rng(0).uniform(-1, 1, (2, config.image_size, config.image_size, 3)).astype(np.float32)
+    expected = theirs(torch.from_numpy(pixels).permute(0, 3, 1, 2), output_hidden_states=True)
+    last, inputs = jax.jit(lambda m, x: m(x, output_hidden_states=True))(ours, pixels)
+    for i in range(n):
+        _check(inputs[i], expected.hidden_states[i])
+    _check(last, expected.last_hidden_state)
+
+
+@pytest.mark.parametrize("size", PHI_SIZES)
+@torch.no_grad()
+def test_phi(size: str):
+    from transformers import PhiConfig as TheirConfig
+    from transformers import PhiForCausalLM
+
+    config = PHI_SIZES[size]
+    torch.manual_seed(0)
+    theirs = PhiForCausalLM(
+        TheirConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta, "partial_rotary_factor": config.rotary_fraction},
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            attn_implementation="eager",
+        )
+    ).eval()
+    _randomize(theirs)
+    theirs.lm_head.bias.zero_()
+    layer, n = "model.layers.{i}", config.num_layers
+    rules = [
+        Rule("model.embed_tokens.weight", ("embed_tokens/table",)),
+        *norm(f"{layer}.input_layernorm", "layers/input_layernorm", repeat=n),
+        *norm("model.final_layernorm", "final_layernorm"),
+        *linear("lm_head", "lm_head", bias=False),
+    ]
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense", "mlp.fc1", "mlp.fc2"):
+        rules += linear(f"{layer}.{name}", f"layers/{name.replace('.', '/')}", repeat=n)
+    ours = _load(lambda rngs: Phi(config, rngs=rngs), rules, theirs)
+
+    t, prompt = 13, 9
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, t))
+    mask = np.ones((2, t), bool)
+    mask[1, 10:] = False
+    expected = theirs(
+        torch.from_numpy(ids), attention_mask=torch.from_numpy(mask).long(), output_hidden_states=True, output_attentions=True
+    )
+    rows = jnp.array([[3, 12], [0, 9]])
+
+    @jax.jit
+    def forward(phi, ids, mask):
+        output = phi(phi.embed(ids), mask, query_rows=rows, output_hidden_states=True)
+        return output, phi.logits(output.hidden)
+
+    output, logits = forward(ours, ids, mask)
+    _check(logits, expected.logits)
+    for i in range(n):
+        _check(output.hidden_states[i], expected.hidden_states[i])
+        attention = expected.attentions[i].sum(1)
+        _check(output.attention_rows[i], torch.stack([attention[b, rows[b].tolist()] for b in range(2)]))
+
+    # Without padding, so that both caches hold the same positions.
+    their_cache = theirs(torch.from_numpy(ids[:, :prompt]), use_cache=True).past_key_values
+    hidden, cache = jax.jit(lambda m, i: m.prefill(m.embed(i), jnp.ones(i.shape, bool), t))(ours, ids[:, :prompt])
+    step = jax.jit(lambda m, i, cache, positions: m.decode(m.embed(i), cache, positions))
+    for position in range(prompt, t):
+        token = ids[:, position : position + 1]
+        expected_step = theirs(torch.from_numpy(token), past_key_values=their_cache, use_cache=True)
+        hidden, cache = step(ours, token, cache, jnp.full(2, position))
+        _check(ours.logits(hidden), expected_step.logits)

@@ -19,7 +19,7 @@ who wants another dtype casts the tensors on their way in or out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -185,11 +185,11 @@ class KeyMap:
             for number, part in enumerate(self.parts[name]):
                 rows = array[part.start : part.stop]
                 if part.path is None:
-                    yield Placed(_part_name(name, number), np.ascontiguousarray(rows), used=False)
+                    yield Placed(_part_name(name, number), np.asarray(rows, order="C"), used=False)
                     continue
                 value = rows if part.layout is None else rows.transpose(part.layout)
                 if part.index is None:
-                    yield Placed(part.path, np.ascontiguousarray(value), used=True)
+                    yield Placed(part.path, np.asarray(value, order="C"), used=True)
                     continue
                 if part.path not in open_stacks:
                     shape = self.leaves[part.path]
@@ -204,6 +204,19 @@ class KeyMap:
                 if not waiting:
                     del open_stacks[part.path]
                     yield Placed(part.path, stack, used=True)
+        self._check_missing(seen)
+
+    def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Whether a whole state dict, given by the shapes of its tensors, is one of this model.
+
+        Raises:
+            UserError: a tensor is unknown, has the wrong shape, or is missing.
+        """
+        for name, shape in shapes.items():
+            self._check(name, shape, set())
+        self._check_missing(shapes)
+
+    def _check_missing(self, seen: Container[str]) -> None:
         if missing := [name for name, parts in self.parts.items() if parts and name not in seen]:
             raise UserError(f"missing key {missing[0]} (shape {list(self.shapes[missing[0]])}){_more(missing)}")
 
@@ -238,7 +251,7 @@ class KeyMap:
                 if piece is None:
                     kept = unused.pop(_part_name(name, number), None)
                     pieces[number] = np.zeros_like(like) if kept is None else np.asarray(kept).astype(like.dtype)
-            yield name, np.ascontiguousarray(np.concatenate(pieces) if len(pieces) > 1 else pieces[0])
+            yield name, np.asarray(np.concatenate(pieces) if len(pieces) > 1 else pieces[0], order="C")
         if unused:
             raise UserError(f"unknown unused tensor {min(unused)}: no rule of this model names it{_more(unused)}")
 

@@ -14,6 +14,7 @@ overlaid with the trainable ones of the newest whole step. A step that was cut o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -36,11 +37,16 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 _MARK = "commit_success.txt"
 
 
+def _folder(directory: epath.PathLike) -> epath.Path:
+    """Orbax takes absolute paths only."""
+    return epath.Path(directory) if "://" in str(directory) else epath.Path(os.path.abspath(directory))
+
+
 def write_config(directory: epath.PathLike, config: Mapping[str, Any]) -> None:
     """Write DIR/config.json; `config["model"]` is `SegEarthR2Config.to_dict()`. One process writes."""
     if jax.process_index() == 0:
-        epath.Path(directory).mkdir(parents=True, exist_ok=True)
-        write_json(epath.Path(directory) / "config.json", config)
+        _folder(directory).mkdir(parents=True, exist_ok=True)
+        write_json(_folder(directory) / "config.json", config)
 
 
 def read_config(directory: epath.PathLike) -> dict[str, Any]:
@@ -49,7 +55,7 @@ def read_config(directory: epath.PathLike) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it does not describe a network.
     """
-    path = epath.Path(directory) / "config.json"
+    path = _folder(directory) / "config.json"
     config = read_json(path)
     if not isinstance(config.get("model"), dict):
         raise UserError(f'{path}: no "model"; a checkpoint folder of this project has it (PyTorch weights go through `convert` first)')
@@ -66,7 +72,7 @@ def read_model_config(directory: epath.PathLike) -> SegEarthR2Config:
     try:
         return SegEarthR2Config.from_dict(config["model"])
     except (UserError, TypeError, ValueError) as error:
-        raise UserError(f"{epath.Path(directory) / 'config.json'}: not a network of this version ({error})") from error
+        raise UserError(f"{_folder(directory) / 'config.json'}: not a network of this version ({error})") from error
 
 
 def save_base(directory: epath.PathLike, params: Params) -> None:
@@ -75,29 +81,29 @@ def save_base(directory: epath.PathLike, params: Params) -> None:
     Raises:
         UserError: the folder has them already.
     """
-    _save_tree(epath.Path(directory) / "base", params)
+    _save_tree(_folder(directory) / "base", params)
 
 
 def save_unused(directory: epath.PathLike, tensors: Mapping[str, Any]) -> None:
     """Keep the reference tensors that the network does not use, by the names that `KeyMap.to_parameters` gave."""
     if tensors:
-        _save_tree(epath.Path(directory) / "unused", dict(tensors))
+        _save_tree(_folder(directory) / "unused", dict(tensors))
 
 
 def load_unused(directory: epath.PathLike) -> dict[str, np.ndarray]:
     """The tensors that `save_unused` kept; empty if there are none."""
-    path = epath.Path(directory) / "unused"
+    path = _folder(directory) / "unused"
     return _restore(path, _metadata(path)) if _is_whole(path) else {}
 
 
 def has_base(directory: epath.PathLike) -> bool:
     """Whether DIR/base is there and whole."""
-    return _is_whole(epath.Path(directory) / "base")
+    return _is_whole(_folder(directory) / "base")
 
 
 def latest_step(directory: epath.PathLike) -> int | None:
     """The newest whole step under DIR/steps, None if there is none."""
-    steps = epath.Path(directory) / "steps"
+    steps = _folder(directory) / "steps"
     if not steps.exists():
         return None
     return max((int(path.name) for path in steps.iterdir() if path.name.isdigit() and _is_whole(path)), default=None)
@@ -113,7 +119,7 @@ def load_parameters(directory: epath.PathLike, abstract_params: Params | None = 
     Raises:
         UserError: the folder holds no parameters, or a parameter is missing, unknown or wrongly shaped.
     """
-    directory = epath.Path(directory)
+    directory = _folder(directory)
     step = latest_step(directory)
     stored: dict[str, tuple[epath.Path, Any]] = {}
     if has_base(directory):
@@ -149,7 +155,7 @@ class TrainingCheckpoints:
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int | None = 3, save_every: int = 1000):
-        self._directory = epath.Path(directory)
+        self._directory = _folder(directory)
         steps = self._directory / "steps"
         if jax.process_index() == 0:
             steps.mkdir(parents=True, exist_ok=True)

@@ -37,9 +37,9 @@ _VISION = {"num_channels": (3,), "attention_dropout": (0.0,), "mm_vision_select_
 _VISION_REQUIRED = {"hidden_act": ("gelu_pytorch_tanh",)}
 _PROJECTOR_REQUIRED = {"mm_projector_type": ("mlp2x_gelu",)}
 
-# Sizes of the mask branch that neither the reference's config.json nor a shape tells (they are in its yaml): written on export and
-# read again, so that a network with others survives the round trip.
-_EXTRA = "segearth_r2_jax"
+# What neither the reference's config.json nor a shape tells (sizes of the mask branch, which are in its yaml; the prompt template) is
+# written under this name on export and read again, so that a network with other sizes survives the round trip.
+EXTRA = "segearth_r2_jax"
 
 
 def config_from_reference(config: Mapping[str, Any], shapes: Shapes) -> SegEarthR2Config:
@@ -58,7 +58,7 @@ def config_from_reference(config: Mapping[str, Any], shapes: Shapes) -> SegEarth
     heads = _get(config, "num_attention_heads")
     if (config.get("num_key_value_heads") or heads) != heads:
         raise UserError(f"config.json: num_key_value_heads {config['num_key_value_heads']} differs from num_attention_heads {heads}")
-    extra = config.get(_EXTRA, {})
+    extra = config.get(EXTRA, {})
     swin = _swin(shapes)
     try:
         return SegEarthR2Config(
@@ -144,7 +144,7 @@ def reference_config(config: SegEarthR2Config, original: Mapping[str, Any] | Non
         "layer_norm_eps": phi.layer_norm_eps,
         "resid_pdrop": phi.residual_dropout,
         "vision_config": {**sections, "vision_tower": vision, "mm_projector": projector},
-        _EXTRA: {
+        EXTRA: {
             "pixel_decoder_heads": config.pixel_decoder.num_heads,
             "mask_decoder_heads": config.mask_decoder.num_heads,
             "image_size": config.image_size,
@@ -215,7 +215,7 @@ def _expand_short_names(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_attention_heads": config["llm_heads"],
         "partial_rotary_factor": 0.4,
         "vision_config": {"vision_tower": vision, "mm_projector": {"mm_projector_type": "mlp2x_gelu"}},
-        _EXTRA: {"pixel_decoder_heads": config["nheads"], "mask_decoder_heads": config["nheads"], "image_size": config["img_h"]},
+        EXTRA: {"pixel_decoder_heads": config["nheads"], "mask_decoder_heads": config["nheads"], "image_size": config["img_h"]},
     }
 
 

@@ -120,6 +120,7 @@ def write_safetensors(folder: str | Path, tensors: Iterable[tuple[str, np.ndarra
         parts.append((temporary, list(shard)))
         # transformers refuses a file whose metadata does not name the framework.
         save_file(shard, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # the library makes files that only their owner reads
         shard.clear()
 
     try:

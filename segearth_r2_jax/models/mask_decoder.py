@@ -1,0 +1,181 @@
+"""Mask decoder: queries look at the image inside their own predicted masks and predict better masks, layer by layer.
+
+Cheng et al. 2022, "Masked-attention Mask Transformer for Universal Image Segmentation" (Mask2Former), section 3.2. Mirrors
+`MultiScaleMaskedTransformerDecoderForOPTPreTrain` of the reference (`mask2former_transformer_decoder.py`).
+
+In the reference every mask is a batch row of its own: one query, with a query position of zeros. Here the queries of an image
+are rows of one array that share the image's keys and values. They do not see each other, so no number changes; and
+self-attention over a single query is a softmax over one key, which leaves its value and output projections.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from segearth_r2_jax.kernels.masked_attention import masked_attention
+from segearth_r2_jax.models.layers import LayerNorm, Linear, parameter
+from segearth_r2_jax.models.position_encoding import sine_position
+
+_XAVIER = nnx.initializers.xavier_uniform()
+# Xavier over a packed [3c, c] matrix of query, key and value projections, as PyTorch's attention initialises it.
+_XAVIER_PACKED = nnx.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+_NUM_LEVELS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskDecoderConfig:
+    """Sizes of the mask decoder; `hidden_dim` is also the width of the pixel decoder's maps."""
+
+    hidden_dim: int = 256
+    num_heads: int = 8
+    num_layers: int = 9
+    ffn_dim: int = 2048
+    mask_dim: int = 256
+
+    def __post_init__(self):
+        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
+            raise ValueError(f"hidden_dim {self.hidden_dim} must be divisible by num_heads {self.num_heads} and by 4")
+
+    @classmethod
+    def base(cls) -> MaskDecoderConfig:
+        """The decoder of SegEarth-R2."""
+        return cls()
+
+    @classmethod
+    def tiny(
+        cls, hidden_dim: int = 64, num_heads: int = 4, num_layers: int = 3, ffn_dim: int = 128, mask_dim: int = 64
+    ) -> MaskDecoderConfig:
+        """A decoder that trains on a CPU."""
+        return cls(hidden_dim=hidden_dim, num_heads=num_heads, num_layers=num_layers, ffn_dim=ffn_dim, mask_dim=mask_dim)
+
+
+class MaskedCrossAttention(nnx.Module):
+    """Attention of the queries to the pixels of one level; keys and values are projected once for all queries of an image."""
+
+    def __init__(self, config: MaskDecoderConfig, *, rngs: nnx.Rngs):
+        c = config.hidden_dim
+        self.num_heads = config.num_heads
+        self.head_dim = c // config.num_heads
+        self.q_proj = Linear(c, c, axes=("embed", "heads"), kernel_init=_XAVIER_PACKED, rngs=rngs)
+        self.k_proj = Linear(c, c, axes=("embed", "heads"), kernel_init=_XAVIER_PACKED, rngs=rngs)
+        self.v_proj = Linear(c, c, axes=("embed", "heads"), kernel_init=_XAVIER_PACKED, rngs=rngs)
+        self.out_proj = Linear(c, c, axes=("heads", "embed"), kernel_init=_XAVIER, rngs=rngs)
+
+    def keys_values(self, memory: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [b, s, n, d] of the pixels `memory` [b, s, c] at `position` [s, c]."""
+        heads = (*memory.shape[:2], self.num_heads, self.head_dim)
+        return self.k_proj(memory + position).reshape(heads), self.v_proj(memory).reshape(heads)
+
+    def __call__(self, queries: jax.Array, keys: jax.Array, values: jax.Array, mask_logits: jax.Array) -> jax.Array:
+        """queries [b, q, c], keys and values [b, s, n, d], mask_logits [b, q, s] -> [b, q, c]"""
+        q = self.q_proj(queries).reshape(*queries.shape[:2], self.num_heads, self.head_dim)
+        y = masked_attention(q, keys, values, mask_logits, scale=self.head_dim**-0.5)
+        return self.out_proj(y.reshape(queries.shape))
+
+
+class SingleQueryAttention(nnx.Module):
+    """Self-attention of a query that sees only itself."""
+
+    def __init__(self, config: MaskDecoderConfig, *, rngs: nnx.Rngs):
+        c = config.hidden_dim
+        self.v_proj = Linear(c, c, axes=("embed", "heads"), kernel_init=_XAVIER_PACKED, rngs=rngs)
+        self.out_proj = Linear(c, c, axes=("heads", "embed"), kernel_init=_XAVIER, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out_proj(self.v_proj(x))
+
+
+class FeedForward(nnx.Module):
+    """Two dense layers with a ReLU between them."""
+
+    def __init__(self, config: MaskDecoderConfig, *, rngs: nnx.Rngs):
+        self.linear1 = Linear(config.hidden_dim, config.ffn_dim, axes=("embed", "mlp"), kernel_init=_XAVIER, rngs=rngs)
+        self.linear2 = Linear(config.ffn_dim, config.hidden_dim, axes=("mlp", "embed"), kernel_init=_XAVIER, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.linear2(jax.nn.relu(self.linear1(x)))
+
+
+class MaskDecoderLayer(nnx.Module):
+    """Masked cross-attention, self-attention, feed-forward: all residual and post-norm."""
+
+    def __init__(self, config: MaskDecoderConfig, *, rngs: nnx.Rngs):
+        self.cross_attention = MaskedCrossAttention(config, rngs=rngs)
+        self.cross_attention_norm = LayerNorm(config.hidden_dim, rngs=rngs)
+        self.self_attention = SingleQueryAttention(config, rngs=rngs)
+        self.self_attention_norm = LayerNorm(config.hidden_dim, rngs=rngs)
+        self.ffn = FeedForward(config, rngs=rngs)
+        self.ffn_norm = LayerNorm(config.hidden_dim, rngs=rngs)
+
+    def __call__(self, queries: jax.Array, keys: jax.Array, values: jax.Array, mask_logits: jax.Array) -> jax.Array:
+        """queries [b, q, c], keys and values [b, s, n, d], mask_logits [b, q, s] -> [b, q, c]"""
+        x = self.cross_attention_norm(queries + self.cross_attention(queries, keys, values, mask_logits))
+        x = self.self_attention_norm(x + self.self_attention(x))
+        return self.ffn_norm(x + self.ffn(x))
+
+
+class MaskDecoder(nnx.Module):
+    """The decoder. Layer i looks at level i mod 3: strides 32, 16, 8, and again."""
+
+    def __init__(self, config: MaskDecoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        c = config.hidden_dim
+        self.layers = nnx.List([MaskDecoderLayer(config, rngs=rngs) for _ in range(config.num_layers)])
+        self.decoder_norm = LayerNorm(c, rngs=rngs)
+        self.mask_embed = nnx.List(
+            [
+                Linear(c, c, axes=("embed", "mlp"), rngs=rngs),
+                Linear(c, c, axes=("mlp", "embed"), rngs=rngs),
+                Linear(c, config.mask_dim, axes=("embed", "mlp"), rngs=rngs),
+            ]
+        )
+        self.level_embed = parameter(nnx.initializers.normal(1.0), (_NUM_LEVELS, c), (None, "embed"), rngs)
+
+    def __call__(self, multi_scale: Sequence[jax.Array], mask_features: jax.Array, queries: jax.Array) -> jax.Array:
+        """Mask logits of every query: the first from the queries as they come, then one per layer, the last the final one.
+
+        Args:
+            multi_scale: three maps [b, h_l, w_l, hidden_dim], coarsest first (strides 32, 16, 8).
+            mask_features: [b, h, w, mask_dim] at stride 4.
+            queries: [b, q, hidden_dim], one per mask.
+
+        Returns:
+            [num_layers + 1, b, q, h, w]
+        """
+        keys_values = self.keys_values(multi_scale)
+        x = queries
+        predictions = [self.predict_mask(x, mask_features)]
+        for i, (layer, (keys, values)) in enumerate(zip(self.layers, keys_values, strict=True)):
+            x = layer(x, keys, values, level_mask_logits(predictions[-1], multi_scale[i % _NUM_LEVELS].shape[1:3]))
+            predictions.append(self.predict_mask(x, mask_features))
+        return jnp.stack(predictions)
+
+    def keys_values(self, multi_scale: Sequence[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
+        """Keys and values [b, s, n, d] of the level of each layer, from the maps as in `__call__`."""
+        memories, positions = [], []
+        for level, feature_map in enumerate(multi_scale):
+            b, h, w, c = feature_map.shape
+            memories.append(feature_map.reshape(b, h * w, c) + self.level_embed[...][level].astype(feature_map.dtype))
+            positions.append(sine_position(h, w, c, feature_map.dtype).reshape(h * w, c))
+        return [
+            layer.cross_attention.keys_values(memories[i % _NUM_LEVELS], positions[i % _NUM_LEVELS]) for i, layer in enumerate(self.layers)
+        ]
+
+    def predict_mask(self, queries: jax.Array, mask_features: jax.Array) -> jax.Array:
+        """queries [b, q, hidden_dim], mask_features [b, h, w, mask_dim] -> mask logits [b, q, h, w]"""
+        x = self.decoder_norm(queries)
+        for layer in self.mask_embed[:-1]:
+            x = jax.nn.relu(layer(x))
+        return jnp.einsum("bqc,bhwc->bqhw", self.mask_embed[-1](x), mask_features)
+
+
+def level_mask_logits(mask_logits: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Mask logits [b, q, h, w] at another resolution, pixels in a row: [b, q, size[0] * size[1]]; no gradient flows back."""
+    b, q = mask_logits.shape[:2]
+    resized = jax.image.resize(jax.lax.stop_gradient(mask_logits), (b, q, *size), "bilinear", antialias=False)
+    return resized.reshape(b, q, size[0] * size[1])

@@ -1,0 +1,240 @@
+"""Swin Transformer, the image encoder of the mask branch: an image in, four feature maps at strides 4 to 32 out.
+
+Liu et al. 2021, "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", section 3. Mirrors `SwinTransformer`
+of the reference (`swin_trans.py`), the form used for detection: any image size, and one LayerNorm per output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from segearth_r2_jax.models.layers import Conv, LayerNorm, Linear, parameter, split_or_none, wide
+
+_WEIGHT_INIT = nnx.initializers.truncated_normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class SwinConfig:
+    """Sizes of a Swin Transformer; `drop_path` is the stochastic depth rate of the last block (it rises linearly from 0)."""
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    window: int
+    mlp_ratio: int = 4
+    drop_path: float = 0.3
+    patch_size: int = 4
+
+    def __post_init__(self):
+        if len(self.depths) != len(self.num_heads):
+            raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} must name the same number of stages")
+        for channels, heads in zip(self.channels, self.num_heads, strict=True):
+            if channels % heads:
+                raise ValueError(f"a stage of {channels} channels cannot be split into {heads} heads")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of every output map, finest first."""
+        return tuple(self.embed_dim * 2**stage for stage in range(len(self.depths)))
+
+    @classmethod
+    def base(cls) -> SwinConfig:
+        """Swin-B with windows of 12, the backbone of SegEarth-R2."""
+        return cls(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), window=12)
+
+    @classmethod
+    def tiny(
+        cls,
+        embed_dim: int = 32,
+        depths: tuple[int, ...] = (1, 1, 2, 1),
+        num_heads: tuple[int, ...] = (1, 2, 4, 8),
+        window: int = 8,
+        drop_path: float = 0.0,
+    ) -> SwinConfig:
+        """A backbone that trains on a CPU."""
+        return cls(embed_dim=embed_dim, depths=depths, num_heads=num_heads, window=window, drop_path=drop_path)
+
+
+class WindowAttention(nnx.Module):
+    """Self-attention inside each window with a learned bias per relative position."""
+
+    def __init__(self, channels: int, num_heads: int, window: int, *, rngs: nnx.Rngs):
+        self.num_heads = num_heads
+        self.window = window
+        self.qkv = Linear(channels, 3 * channels, axes=("embed", "heads"), kernel_init=_WEIGHT_INIT, rngs=rngs)
+        self.proj = Linear(channels, channels, axes=("heads", "embed"), kernel_init=_WEIGHT_INIT, rngs=rngs)
+        self.relative_position_bias_table = parameter(_WEIGHT_INIT, ((2 * window - 1) ** 2, num_heads), (None, None), rngs)
+
+    def __call__(self, x: jax.Array, regions: np.ndarray | None) -> jax.Array:
+        """x [b, g, t, c] for g windows of t = window² tokens; regions int [g, t]: tokens of different regions do not see each other."""
+        b, g, t, c = x.shape
+        qkv = self.qkv(x).reshape(b, g, t, 3, self.num_heads, c // self.num_heads)
+        q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        logits = jnp.einsum("bgqnd,bgknd->bgnqk", q * (c // self.num_heads) ** -0.5, k).astype(wide(x.dtype))
+        logits = logits + self._bias(t).astype(logits.dtype)
+        if regions is not None:
+            different = regions[:, None, :, None] != jnp.asarray(regions)[:, None, None, :]
+            # Added as in the reference, not set to minus infinity.
+            logits = logits + jnp.where(different, -100.0, 0.0).astype(logits.dtype)
+        probabilities = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+        return self.proj(jnp.einsum("bgnqk,bgknd->bgqnd", probabilities, v).reshape(b, g, t, c))
+
+    def _bias(self, t: int) -> jax.Array:
+        """[n, t, t]"""
+        bias = self.relative_position_bias_table[...][_relative_position_index(self.window).reshape(-1)]
+        return bias.reshape(t, t, self.num_heads).transpose(2, 0, 1)
+
+
+class Mlp(nnx.Module):
+    """Two dense layers with the exact (erf) GELU between them."""
+
+    def __init__(self, channels: int, hidden: int, *, rngs: nnx.Rngs):
+        self.fc1 = Linear(channels, hidden, axes=("embed", "mlp"), kernel_init=_WEIGHT_INIT, rngs=rngs)
+        self.fc2 = Linear(hidden, channels, axes=("mlp", "embed"), kernel_init=_WEIGHT_INIT, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class SwinBlock(nnx.Module):
+    """Window attention (its windows shifted by half a window in every second block) and an MLP, both pre-norm."""
+
+    def __init__(self, config: SwinConfig, stage: int, *, shift: int, drop_path: float, rngs: nnx.Rngs):
+        channels = config.channels[stage]
+        self.window = config.window
+        self.shift = shift
+        self.drop_path = drop_path
+        self.norm1 = LayerNorm(channels, rngs=rngs)
+        self.attn = WindowAttention(channels, config.num_heads[stage], config.window, rngs=rngs)
+        self.norm2 = LayerNorm(channels, rngs=rngs)
+        self.mlp = Mlp(channels, config.mlp_ratio * channels, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
+        """x [b, h, w, c] -> [b, h, w, c]"""
+        rng_attention, rng_mlp = split_or_none(rng, 2)
+        x = x + stochastic_depth(self._attend(self.norm1(x)), self.drop_path, rng_attention)
+        return x + stochastic_depth(self.mlp(self.norm2(x)), self.drop_path, rng_mlp)
+
+    def _attend(self, x: jax.Array) -> jax.Array:
+        b, h, w, c = x.shape
+        size, shift = self.window, self.shift
+        # The padding comes after the normalisation and is attended to like any other token: the reference masks it nowhere.
+        x = jnp.pad(x, ((0, 0), (0, -h % size), (0, -w % size), (0, 0)))
+        rows, columns = x.shape[1] // size, x.shape[2] // size
+        regions = None
+        if shift:
+            x = jnp.roll(x, (-shift, -shift), (1, 2))
+            regions = _shift_regions(rows * size, columns * size, size, shift)
+        x = x.reshape(b, rows, size, columns, size, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * columns, size * size, c)
+        x = self.attn(x, regions)
+        x = x.reshape(b, rows, columns, size, size, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * size, columns * size, c)
+        if shift:
+            x = jnp.roll(x, (shift, shift), (1, 2))
+        return x[:, :h, :w]
+
+
+class PatchMerging(nnx.Module):
+    """Halves the resolution and doubles the channels: [b, h, w, c] -> [b, ceil(h/2), ceil(w/2), 2c]."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.norm = LayerNorm(4 * channels, rngs=rngs)
+        self.reduction = Linear(4 * channels, 2 * channels, axes=("mlp", "embed"), use_bias=False, kernel_init=_WEIGHT_INIT, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, h, w, c = x.shape
+        x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
+        # The four neighbours are concatenated column by column: (row, column) = (0,0), (1,0), (0,1), (1,1).
+        x = x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c).transpose(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(x.reshape(b, (h + 1) // 2, (w + 1) // 2, 4 * c)))
+
+
+class PatchEmbedding(nnx.Module):
+    """Non-overlapping patches to tokens; the image is zero-padded at the right and the bottom to whole patches."""
+
+    def __init__(self, config: SwinConfig, *, rngs: nnx.Rngs):
+        self.patch_size = config.patch_size
+        self.proj = Conv(3, config.embed_dim, config.patch_size, stride=config.patch_size, rngs=rngs)
+        self.norm = LayerNorm(config.embed_dim, rngs=rngs)
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        _, h, w, _ = pixels.shape
+        return self.norm(self.proj(jnp.pad(pixels, ((0, 0), (0, -h % self.patch_size), (0, -w % self.patch_size), (0, 0)))))
+
+
+class Stage(nnx.Module):
+    """The blocks of one resolution and, but for the last stage, the step to the next."""
+
+    def __init__(self, config: SwinConfig, stage: int, *, rngs: nnx.Rngs):
+        rates = np.linspace(0.0, config.drop_path, sum(config.depths))[sum(config.depths[:stage]) :]
+        self.blocks = nnx.List(
+            [
+                SwinBlock(config, stage, shift=config.window // 2 if i % 2 else 0, drop_path=float(rates[i]), rngs=rngs)
+                for i in range(config.depths[stage])
+            ]
+        )
+        if stage + 1 < len(config.depths):
+            self.downsample = PatchMerging(config.channels[stage], rngs=rngs)
+
+
+class Swin(nnx.Module):
+    """The backbone. Every output map passes through its own LayerNorm; the next stage starts from the map before it."""
+
+    def __init__(self, config: SwinConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.patch_embed = PatchEmbedding(config, rngs=rngs)
+        self.stages = nnx.List([Stage(config, stage, rngs=rngs) for stage in range(len(config.depths))])
+        self.norms = nnx.List([LayerNorm(channels, rngs=rngs) for channels in config.channels])
+
+    def __call__(self, pixels: jax.Array, *, rng: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        """Feature maps (res2, res3, res4, res5) of normalised images.
+
+        Args:
+            pixels: [b, H, W, 3], of any height and width.
+            rng: switches stochastic depth on (training).
+
+        Returns:
+            [b, ceil(H/4), ceil(W/4), embed_dim] and, per stage, half the size (rounded up) and twice the channels.
+        """
+        x = self.patch_embed(pixels)
+        outputs = []
+        keys = iter(split_or_none(rng, sum(self.config.depths)))
+        for i, (stage, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
+            for block in stage.blocks:
+                x = block(x, rng=next(keys))
+            outputs.append(norm(x))
+            if i + 1 < len(self.stages):
+                x = stage.downsample(x)
+        return tuple(outputs)
+
+
+def stochastic_depth(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
+    """Drops a residual branch [b, ...] for whole samples with probability `rate` and scales the rest; the identity without `rng`."""
+    if rng is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(rng, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def _relative_position_index(window: int) -> np.ndarray:
+    """Row of the bias table for every pair of tokens of a window: int [window², window²]."""
+    y, x = np.divmod(np.arange(window * window), window)
+    dy = y[:, None] - y[None, :] + window - 1
+    dx = x[:, None] - x[None, :] + window - 1
+    return dy * (2 * window - 1) + dx
+
+
+def _shift_regions(height: int, width: int, window: int, shift: int) -> np.ndarray:
+    """Which part of the unshifted map every token of every window comes from: int [windows, window²]."""
+
+    def strips(length: int) -> np.ndarray:
+        position = np.arange(length)
+        return (position >= length - window).astype(np.int32) + (position >= length - shift)
+
+    regions = strips(height)[:, None] * 3 + strips(width)[None, :]
+    regions = regions.reshape(height // window, window, width // window, window)
+    return regions.transpose(0, 2, 1, 3).reshape(-1, window * window)

@@ -1,0 +1,160 @@
+"""The surface buffer: what is seen at every point of the picture, drawn from the ground up.
+
+Shapes are given in metres and painted one over the other into a buffer of surface numbers that is three times finer than the
+picture. A pixel of a mask is decided at its centre (the middle one of its nine samples), a pixel of the picture is the mean of its
+nine samples: pictures are antialiased, masks are exact, and what is covered is in no mask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from data_pipeline.synthetic.palette import Colour, Finish
+
+# Odd, so that one sample lies at the centre of the pixel.
+SUPERSAMPLING = 3
+# The colour buffer is made in strips of about this many samples, which bounds the memory of large pictures.
+_STRIP_SAMPLES = 1 << 22
+# Up to this many metres from edge to edge a scene has far fewer surfaces than 16 bits can number, and the narrow buffer is faster.
+_NARROW_EXTENT = 640.0
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The camera and the sun: `size` pixels of `metres_per_pixel`, the layout turned by `heading`, shadows falling towards `sun`."""
+
+    size: int
+    metres_per_pixel: float
+    heading: float = 0.0  # radians
+    sun: float = math.pi / 4  # direction of the shadows in the picture, radians; 0 is to the right, pi/2 is down
+    slant: float = 0.7  # metres of shadow per metre of height
+
+    @property
+    def extent(self) -> float:
+        """Metres from edge to edge."""
+        return self.size * self.metres_per_pixel
+
+
+class Canvas:
+    """Paints surfaces in the layout's frame: metres, origin at the picture's centre, y downwards."""
+
+    def __init__(self, view: View):
+        self.view = view
+        side = view.size * SUPERSAMPLING
+        self._samples = Image.new("I;16" if view.extent <= _NARROW_EXTENT else "I", (side, side), 0)
+        self._shadows = Image.new("L", (side, side), 0)
+        self._draw = ImageDraw.Draw(self._samples)
+        self._draw_shadow = ImageDraw.Draw(self._shadows)
+        self._samples_per_metre = SUPERSAMPLING / view.metres_per_pixel
+        c, s = math.cos(view.heading), math.sin(view.heading)
+        self._turn = np.array([[c, s], [-s, c]]) * self._samples_per_metre
+        self._centre = side / 2
+        reach = view.slant * self._samples_per_metre
+        self._shadow_step = np.array([math.cos(view.sun), math.sin(view.sun)]) * reach
+        self._colours: list[Colour] = []
+        self._finishes: list[Finish] = []
+        self._owners: list[tuple[int, int]] = []
+
+    def surface(self, colour: Colour, finish: Finish, owner: int = 0, part: int = 0) -> int:
+        """The number of a new surface that belongs to object `owner` (0: to none) and to its part `part` (0: to none)."""
+        self._colours.append(colour)
+        self._finishes.append(finish)
+        self._owners.append((owner, part))
+        return len(self._colours) - 1
+
+    def sees(self, centre: tuple[float, float], radius: float) -> bool:
+        """Whether a disc may touch the picture."""
+        x, y = np.abs(np.asarray(centre) @ self._turn)
+        limit = self._centre + radius * self._samples_per_metre
+        return bool(x <= limit and y <= limit)
+
+    def facing(self, heading: float) -> float:
+        """How far a slope whose outward direction is `heading` (layout frame) turns to the sun, from -1 to 1."""
+        return -math.cos(heading + self.view.heading - self.view.sun)
+
+    def polygon(self, points: np.ndarray, surface: int) -> None:
+        """Paints the polygon `points` [n, 2]."""
+        corners = self._place(points).ravel().tolist()
+        self._draw.polygon(corners, fill=surface)
+        self._draw_shadow.polygon(corners, fill=0)
+
+    def disc(self, centre: tuple[float, float], radius: float, surface: int) -> None:
+        """Paints a disc."""
+        box = self._disc_box(centre, radius)
+        self._draw.ellipse(box, fill=surface)
+        self._draw_shadow.ellipse(box, fill=0)
+
+    def shade_prism(self, points: np.ndarray, height: float) -> None:
+        """Casts the shadow of an upright body of `height` metres that stands on the polygon `points` [n, 2]."""
+        foot = self._place(points)
+        top = foot + self._shadow_step * height
+        following = np.roll(np.arange(len(foot)), -1)
+        sides = np.stack([foot, foot[following], top[following], top], axis=1).reshape(len(foot), -1)
+        for side in sides.tolist():
+            self._draw_shadow.polygon(side, fill=255)
+        self._draw_shadow.polygon(top.ravel().tolist(), fill=255)
+
+    def shade_floating(self, points: np.ndarray, height: float) -> None:
+        """Casts the shadow of a thin body `points` [n, 2] at `height` metres above the ground, such as a wing."""
+        self._draw_shadow.polygon((self._place(points) + self._shadow_step * height).ravel().tolist(), fill=255)
+
+    def shade_disc(self, centre: tuple[float, float], radius: float, height: float) -> None:
+        """Casts the shadow of a ball of `radius` metres whose middle is `height` metres above the ground."""
+        shift = np.linalg.inv(self._turn.T) @ (self._shadow_step * height)
+        self._draw_shadow.ellipse(self._disc_box((centre[0] + shift[0], centre[1] + shift[1]), radius), fill=255)
+
+    def towards_sun(self, distance: float) -> np.ndarray:
+        """The step [2] of `distance` metres towards the sun, in the layout's frame."""
+        away = self.view.sun - self.view.heading
+        return -distance * np.array([math.cos(away), math.sin(away)])
+
+    def colour_picture(self) -> Image.Image:
+        """The antialiased picture in flat colours, without light: RGBX."""
+        table = np.zeros((len(self._colours), 4), np.uint8)
+        table[:, :3] = self._colours
+        packed = table.view(np.uint32).ravel()
+        size = self.view.size
+        picture = Image.new("RGBX", (size, size))
+        rows = max(1, _STRIP_SAMPLES // (size * SUPERSAMPLING**2))
+        for top in range(0, size, rows):
+            bottom = min(size, top + rows)
+            samples = self._sample_rows(top * SUPERSAMPLING, bottom * SUPERSAMPLING)
+            strip = Image.frombuffer("RGBX", samples.shape[::-1], np.take(packed, samples), "raw", "RGBX", 0, 1)
+            picture.paste(strip.reduce(SUPERSAMPLING), (0, top))
+        return picture
+
+    def shadow_picture(self) -> np.ndarray:
+        """How much of each pixel lies in shadow: float32 [size, size] from 0 to 1."""
+        return np.asarray(self._shadows.reduce(SUPERSAMPLING), np.float32) / 255
+
+    def surface_map(self) -> np.ndarray:
+        """The surface at the centre of each pixel: integers [size, size]."""
+        middle = SUPERSAMPLING // 2
+        return np.asarray(self._samples)[middle::SUPERSAMPLING, middle::SUPERSAMPLING]
+
+    def owner_tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Object and part of every surface: int32 [surfaces] each."""
+        owners = np.asarray(self._owners, np.int32)
+        return owners[:, 0], owners[:, 1]
+
+    def finish_tables(self) -> dict[str, np.ndarray]:
+        """Each field of `Finish` for every surface: float32 [surfaces]."""
+        names = [field.name for field in dataclasses.fields(Finish)]
+        rows = np.array([[getattr(finish, name) for name in names] for finish in self._finishes], np.float32)
+        return dict(zip(names, rows.T, strict=True))
+
+    def _place(self, points: np.ndarray) -> np.ndarray:
+        return np.asarray(points) @ self._turn + self._centre
+
+    def _disc_box(self, centre: tuple[float, float], radius: float) -> list[float]:
+        (x, y), r = self._place(centre), radius * self._samples_per_metre
+        return [x - r, y - r, x + r, y + r]
+
+    def _sample_rows(self, top: int, bottom: int) -> np.ndarray:
+        if (top, bottom) == (0, self._samples.height):
+            return np.asarray(self._samples)
+        return np.asarray(self._samples.crop((0, top, self._samples.width, bottom)))

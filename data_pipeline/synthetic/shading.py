@@ -1,0 +1,87 @@
+"""From surfaces to a photograph: shadows, ground texture, furrows, waves, tree tops, haze and sensor noise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from data_pipeline.synthetic.canvas import Canvas, View
+
+# A furrow or wave narrower than this many pixels would alias.
+_MIN_PERIOD_PIXELS = 3.2
+_SHADOW_DARKNESS = np.array([0.56, 0.53, 0.46], np.float32)  # The sky still lights the shade, bluish.
+
+
+def photograph(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
+    """The finished picture uint8 [size, size, 3] of what `canvas` holds."""
+    view = canvas.view
+    surfaces = canvas.surface_map()
+    finish = {name: table[surfaces] for name, table in canvas.finish_tables().items() if table.any()}
+    grain = rng.standard_normal(surfaces.shape, dtype=np.float32)
+    patches = _value_noise(view, 14.0, rng) + 0.6 * _value_noise(view, 4.0, rng)
+    brightness = 1 + finish["grain"] * grain
+    if "mottle" in finish:
+        brightness += finish["mottle"] * patches
+    if "furrow" in finish:
+        brightness += finish["furrow"] * _furrows(view, finish["furrow_period"], finish["furrow_heading"])
+    if "canopy" in finish:
+        brightness += finish["canopy"] * _tree_tops(view, rng)
+    if "ripple" in finish:
+        brightness += _water(view, finish["ripple"], rng)
+    picture = np.asarray(canvas.colour_picture())[..., :3] * brightness[..., None]
+    picture *= 1 - canvas.shadow_picture()[..., None] * _SHADOW_DARKNESS
+    return _camera(picture, grain, rng)
+
+
+def _camera(picture: np.ndarray, grain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Exposure, colour of the light, haze and noise; `picture` float32 [h, w, 3] is used up."""
+    exposure = rng.uniform(0.94, 1.1)
+    tint = np.array([rng.uniform(0.98, 1.04), 1.0, rng.uniform(0.95, 1.03)])
+    haze = rng.uniform(0.0, 0.07)
+    picture *= (exposure * tint * (1 - haze)).astype(np.float32)
+    picture += np.float32(haze * 205)
+    # The luminance noise reuses the grain, moved so that it is not the texture's own.
+    picture += np.roll(grain, (7, 13), (0, 1))[..., None] * np.float32(rng.uniform(1.0, 2.0))
+    return np.clip(picture, 0, 255, out=picture).astype(np.uint8)
+
+
+def _value_noise(view: View, scale: float, rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise of about unit strength whose patches are `scale` metres wide: float32 [size, size]."""
+    cells = max(4, math.ceil(view.extent / scale) + 3)
+    coarse = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
+    # The margin keeps the replicated border of the bicubic enlargement out of the picture.
+    return np.asarray(coarse.resize((view.size, view.size), Image.Resampling.BICUBIC, box=(1, 1, cells - 1, cells - 1)))
+
+
+def _furrows(view: View, period: np.ndarray, heading: np.ndarray) -> np.ndarray:
+    """Rows across the fields: float32 [size, size] from -1 to 1."""
+    axis = (np.arange(view.size, dtype=np.float32) + 0.5 - view.size / 2) * np.float32(view.metres_per_pixel)
+    direction = heading + np.float32(view.heading)
+    across = axis[:, None] * np.cos(direction) - axis[None, :] * np.sin(direction)
+    shortest = np.float32(_MIN_PERIOD_PIXELS * view.metres_per_pixel)
+    return np.sin(across * (2 * np.pi) / np.maximum(period, shortest))
+
+
+def _tree_tops(view: View, rng: np.random.Generator) -> np.ndarray:
+    """The light on a bumpy canopy: float32 [size, size] of about unit strength."""
+    bump = max(5.0, 3.5 * view.metres_per_pixel)
+    height = _value_noise(view, bump, rng) + 0.5 * _value_noise(view, bump * 0.55, rng)
+    step = 0.35 * bump / view.metres_per_pixel
+    dx, dy = (round(step * math.cos(view.sun)), round(step * math.sin(view.sun)))
+    if dx == dy == 0:
+        dx = 1
+    # A slope that rises away from the sun looks at it.
+    slope = np.roll(height, (-dy, -dx), (0, 1)) - height
+    return np.clip(slope, -1.6, 1.6) + np.float32(0.25) * height
+
+
+def _water(view: View, ripple: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Waves, and shores brighter than deep water: float32 [size, size], 0 where `ripple` is 0."""
+    wet = ripple > 0
+    mask = Image.fromarray((wet * 255).astype(np.uint8))
+    radius = max(1.0, 9.0 / view.metres_per_pixel)
+    depth = np.asarray(mask.filter(ImageFilter.BoxBlur(radius)), np.float32) / 255
+    waves = _value_noise(view, max(2.5, 3 * view.metres_per_pixel), rng)
+    return np.where(wet, ripple * waves + 0.5 * np.clip(0.9 - depth, 0, 0.6), 0).astype(np.float32)

@@ -1,0 +1,95 @@
+"""`segearth-r2 evaluate --checkpoint DIR --data DIR --benchmark lasers --output DIR`
+
+Writes OUTPUT/report.json and prints its figures as a table. Answers are greedy: the same checkpoint and data give the same report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from segearth_r2_jax.cli.predict import add_model_arguments, make_folder, positive, write_whole
+from segearth_r2_jax.errors import UserError
+
+HELP = "score a checkpoint on a benchmark: report.json and a table"
+
+BENCHMARKS = ("lasers",)
+RULES = ("original", "official-1024")
+_SECONDS_BETWEEN_LINES = 30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="folder made by `train` or `convert`")
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="data set in the layout of the benchmark")
+    parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="report.json goes there")
+    parser.add_argument("--rule", choices=RULES, default=RULES[0], help="pixels that are compared: the image's own, or eval.py's frame")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N records of each file")
+    parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="questions answered at once (1)")
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises UserError on wrong data or a wrong checkpoint."""
+    from data_pipeline.sources.lasers import benchmarks, evaluation_records
+    from segearth_r2_jax.evaluation.lasers import FILES, evaluate, in_order
+    from segearth_r2_jax.evaluation.report import format_table, make_report
+
+    names = in_order(benchmarks(args.data))
+    # Before the weights are loaded: a file that is not whole is said at once.
+    files = {name: itertools.islice(evaluation_records(args.data, name), args.limit) for name in names}
+    make_folder(args.output)
+    from segearth_r2_jax.inference.segment import Segmenter
+
+    segmenter = Segmenter.load(args.checkpoint, dtype=args.dtype, template=args.template)
+    scores = evaluate(
+        segmenter,
+        files,
+        rule=args.rule,
+        batch_size=args.batch_size,
+        max_new_tokens=args.max_new_tokens,
+        progress=_progress(),
+    )
+    about = {
+        "checkpoint": segmenter.checkpoint,
+        "step": segmenter.step,
+        "template": segmenter.template,
+        "dtype": segmenter.dtype,
+        "data": str(args.data),
+        "limit": args.limit,
+        "max_new_tokens": args.max_new_tokens,
+        "missing_files": [name for name in FILES if name not in names],
+    }
+    report = make_report(args.benchmark, args.rule, scores.files, scores.baselines, about)
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        write_whole(args.output / "report.json", lambda file: file.write_text(text + "\n", encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{args.output}: cannot be written ({error.strerror})") from None
+    print(format_table(report))
+    print(f"report: {args.output / 'report.json'}")
+
+
+def _progress() -> Callable[[int], None]:
+    """Shows finished records: a counter that moves on a terminal, a line now and then elsewhere."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        return tqdm(unit=" records").update
+    start = last = time.monotonic()
+    done = 0
+
+    def show(records: int) -> None:
+        nonlocal done, last
+        done += records
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            print(f"{done} records, {done / (now - start):.2f} per second", file=sys.stderr, flush=True)
+
+    return show

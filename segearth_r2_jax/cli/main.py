@@ -1,0 +1,46 @@
+"""The command `segearth-r2`: finds the verb, runs it, and turns a UserError into one line and exit status 2.
+
+A verb is a module here with `HELP`, `add_arguments(parser)` and `run(args)`. What is slow (JAX) is imported inside `run`: help and
+mistakes in the arguments answer at once. A verb whose parser has an argument `overrides` also finds there the arguments that the
+parser does not know, such as `--config.key=value`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from segearth_r2_jax.errors import UserError
+
+PROGRAM = "segearth-r2"
+VERBS = ("predict", "train", "evaluate", "convert")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line `arguments` (default: sys.argv). Exits with status 2 on wrong input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Say what to find in an aerial or satellite image and get it as masks.", allow_abbrev=False
+    )
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    asked = next((word for word in arguments if not word.startswith("-")), None)
+    modules = {verb: importlib.import_module(f"segearth_r2_jax.cli.{verb}") for verb in VERBS}
+    for verb, module in modules.items():
+        subparser = subparsers.add_parser(verb, help=module.HELP, description=module.HELP, allow_abbrev=False)
+        if verb == asked:
+            module.add_arguments(subparser)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown and not hasattr(args, "overrides"):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if unknown:
+        args.overrides = [*args.overrides, *unknown]
+    try:
+        modules[args.verb].run(args)
+    except UserError as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        sys.exit(130)

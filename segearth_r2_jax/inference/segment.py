@@ -1,0 +1,317 @@
+"""An image and an instruction -> words and masks on the image's own pixels (reference: `SegEarthR2.inference`).
+
+The image is encoded once, whatever the number of instructions about it. The prompt is answered greedily; every `[SEG]` of the answer
+gives one mask. Mask logits live on the letterboxed frame at stride 4 and are brought back by `Letterbox.restore`, then thresholded.
+
+Everything runs in three compiled functions of static shapes: encode one image, answer a batch of prompts of one bucket, decode a
+fixed number of masks. A new image size, a new instruction of the same bucket or another number of masks compiles nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segearth_r2_jax.checkpoints.manager import latest_step, load_parameters, read_config, read_model_config
+from segearth_r2_jax.errors import UserError
+from segearth_r2_jax.inference.generate import Generation, generate
+from segearth_r2_jax.inputs.conversation import TokenRow, encode_prompt, expand, get_template, pad_row, smallest_bucket
+from segearth_r2_jax.inputs.image_processing import normalize_for_siglip, normalize_for_swin, squash
+from segearth_r2_jax.inputs.letterbox import Letterbox
+from segearth_r2_jax.inputs.tokenizer import SEG_TOKEN, load_tokenizer, seg_token_id
+from segearth_r2_jax.models.binding import Params, abstract_module, bind, module_params
+from segearth_r2_jax.models.layers import wide
+from segearth_r2_jax.models.pixel_decoder import PixelDecoderOutput
+from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Prompts are padded to a multiple of this many positions, so that instructions of similar length share a compiled function.
+BUCKET_STEP = 64
+# The published language model was trained with no more positions, prompt and answer together.
+MAX_POSITIONS = 2048
+# Masks decoded in one pass; an answer with more takes several.
+MASKS_PER_PASS = 8
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One `[SEG]` of an answer.
+
+    mask: bool [h, w] on the image's pixels. area: its pixels. box: (left, top, right, bottom) in pixels, right and bottom exclusive,
+    None if the mask is empty. phrase: the words of the answer that it belongs to (see `phrases`).
+    score, in [0, 1]: the mean probability of the mask's pixels on the model's stride-4 frame (Mask2Former's mask score; 0 for an empty
+    mask) times the probability with which the language model chose this `[SEG]`. It ranks targets; it is not a calibrated IoU.
+    """
+
+    mask: np.ndarray
+    score: float
+    phrase: str
+    box: tuple[int, int, int, int] | None
+    area: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """An answer. `finished` is False where the length limit cut it; `frame_logits` float32 [k, m, m] are the masks on the model's frame."""
+
+    answer: str
+    targets: list[Target]
+    finished: bool
+    frame_logits: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedImage:
+    """What the towers made of one image: image_tokens [1, n, d], features with batch 1; height, width of the image in pixels."""
+
+    height: int
+    width: int
+    image_tokens: jax.Array
+    features: PixelDecoderOutput
+
+
+class Segmenter:
+    """A network with its parameters and its tokenizer, ready to answer."""
+
+    def __init__(
+        self,
+        config: SegEarthR2Config,
+        params: Params,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        template: str,
+        dtype: str = "float32",
+        checkpoint: str = "",
+        step: int | None = None,
+    ):
+        """`params` as in `models.binding`, any float type: they are put on the device in `dtype`, which is also the compute dtype.
+
+        `template` names one of `conversation.TEMPLATES`; it has to be the one that the parameters were trained or published with.
+        `checkpoint` and `step` say where the parameters come from, for whoever writes an answer down.
+        """
+        get_template(template)
+        self.config = config
+        self.template = template
+        self.dtype = dtype
+        self.checkpoint = checkpoint
+        self.step = step
+        self.tokenizer = tokenizer
+        self.seg_id = seg_token_id(tokenizer)
+        if not 0 <= self.seg_id < min(config.phi.embed_rows, config.phi.vocab_size):
+            raise UserError(
+                f"the tokenizer's {SEG_TOKEN} is token {self.seg_id}, the model has {config.phi.embed_rows} word embeddings: "
+                "the tokenizer belongs to another checkpoint"
+            )
+        self._params = jax.device_put(jax.tree.map(lambda a: a.astype(dtype), params))
+        abstract = abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs))
+
+        def encode(params: Params, image: jax.Array, image_siglip: jax.Array) -> tuple[jax.Array, PixelDecoderOutput]:
+            exact = wide(dtype)
+            pixels, pixels_siglip = normalize_for_swin(image, exact).astype(dtype), normalize_for_siglip(image_siglip, exact).astype(dtype)
+            return encode_image(bind(abstract, params), pixels, pixels_siglip)
+
+        def answer(params: Params, image_tokens: list[jax.Array], rows: Mapping[str, jax.Array], max_new_tokens: int) -> Generation:
+            return answer_prompts(
+                bind(abstract, params),
+                jnp.concatenate(image_tokens),
+                **rows,
+                eos_id=tokenizer.eos_token_id,
+                seg_id=self.seg_id,
+                max_new_tokens=max_new_tokens,
+            )
+
+        def masks(params: Params, features: list[PixelDecoderOutput], seg_states: jax.Array) -> jax.Array:
+            return final_masks(bind(abstract, params), jax.tree.map(lambda *maps: jnp.concatenate(maps), *features), seg_states)
+
+        self._encode = jax.jit(encode)
+        self._answer = jax.jit(answer, static_argnames="max_new_tokens")
+        self._masks = jax.jit(masks)
+
+    @classmethod
+    def load(cls, checkpoint: str | os.PathLike[str], *, dtype: str | None = None, template: str | None = None) -> Segmenter:
+        """The network of a checkpoint folder (of `train` or of `convert`).
+
+        `dtype` is "float32" or "bfloat16", by default float32 on a CPU and bfloat16 elsewhere. `template` replaces the prompt template
+        that the checkpoint names. Raises UserError where the folder is not a checkpoint.
+        """
+        if dtype is None:
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        if dtype not in DTYPES:
+            raise UserError(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
+        stated = template or read_config(checkpoint).get("template")
+        if not isinstance(stated, str):
+            raise UserError(f'{Path(checkpoint) / "config.json"}: names no prompt "template"; give one with --template')
+        get_template(stated)
+        config = read_model_config(checkpoint)
+        tokenizer = load_tokenizer(checkpoint)
+        abstract = module_params(abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs)))
+        params = load_parameters(checkpoint, abstract, dtype)
+        return cls(config, params, tokenizer, template=stated, dtype=dtype, checkpoint=str(checkpoint), step=latest_step(checkpoint))
+
+    def encode(self, image: np.ndarray) -> EncodedImage:
+        """uint8 [h, w, 3] of any size -> what `segment` needs of it."""
+        height, width = image.shape[:2]
+        framed = Letterbox(height, width, self.config.image_size).place_image(image)
+        squashed = squash(image, self.config.siglip.image_size)
+        image_tokens, features = self._encode(self._params, framed[None], squashed[None])
+        return EncodedImage(height, width, image_tokens, features)
+
+    def segment(self, image: np.ndarray | EncodedImage, instruction: str, *, max_new_tokens: int = 128) -> Segmentation:
+        """Answers one instruction about one image, uint8 [h, w, 3] or encoded before.
+
+        Raises UserError on an empty instruction or one that is too long.
+        """
+        return self.segment_batch([image], [instruction], max_new_tokens=max_new_tokens)[0]
+
+    def segment_batch(
+        self, images: Sequence[np.ndarray | EncodedImage], instructions: Sequence[str], *, max_new_tokens: int = 128
+    ) -> list[Segmentation]:
+        """Answers `instructions[i]` about `images[i]`, all at once; the answers do not depend on what else is in the batch.
+
+        Batches are filled up to a power of two and prompts to a common bucket: the last, smaller batch of many compiles at most once.
+        """
+        if not instructions:
+            return []
+        rows = [self._prompt(text, max_new_tokens) for text in instructions]
+        encoded = [image if isinstance(image, EncodedImage) else self.encode(image) for image in images]
+        size = 1 << (len(rows) - 1).bit_length()
+        filled = encoded + encoded[-1:] * (size - len(rows))
+        generation = jax.device_get(
+            self._answer(self._params, [e.image_tokens for e in filled], _prompt_arrays(rows, size), max_new_tokens=max_new_tokens)
+        )
+        logits = self._frame_logits([e.features for e in filled], generation)
+        return [self._segmentation(encoded[i], generation, i, logits[i]) for i in range(len(rows))]
+
+    def _prompt(self, instruction: str, max_new_tokens: int) -> TokenRow:
+        row = expand(encode_prompt(self.tokenizer, self.template, instruction), self.config.siglip.num_tokens)
+        if row.length + max_new_tokens > MAX_POSITIONS:
+            spare = MAX_POSITIONS - max_new_tokens
+            raise UserError(f"the instruction is too long: with image and template it takes {row.length} tokens, {spare} fit")
+        return row
+
+    def _frame_logits(self, features: list[PixelDecoderOutput], generation: Generation) -> list[np.ndarray]:
+        """float32 [k, m, m] of each row of the batch, k its number of masks."""
+        side = features[0].mask_features.shape[1]
+        passes = []
+        for first in range(0, int(generation.seg_counts.max()), MASKS_PER_PASS):
+            states = generation.seg_states[:, first : first + MASKS_PER_PASS]
+            states = np.pad(states, ((0, 0), (0, MASKS_PER_PASS - states.shape[1]), (0, 0)))
+            passes.append(np.asarray(self._masks(self._params, features, states), np.float32))
+        empty = np.zeros((len(features), 0, side, side), np.float32)
+        logits = np.concatenate([empty, *passes], axis=1)
+        return [logits[i, :count] for i, count in enumerate(generation.seg_counts)]
+
+    def _segmentation(self, image: EncodedImage, generation: Generation, i: int, logits: np.ndarray) -> Segmentation:
+        ids = generation.ids[i, : generation.lengths[i]].tolist()
+        finished = bool(ids) and ids[-1] == self.tokenizer.eos_token_id
+        pieces = [[]]
+        for token in ids[:-1] if finished else ids:
+            pieces.append([]) if token == self.seg_id else pieces[-1].append(token)
+        texts = [self.tokenizer.decode(piece, clean_up_tokenization_spaces=False) for piece in pieces]
+        letterbox = Letterbox(image.height, image.width, self.config.image_size)
+        targets = [
+            make_target(letterbox, frame, float(chosen), phrase)
+            for frame, chosen, phrase in zip(logits, generation.seg_scores[i, : len(logits)], phrases(texts), strict=True)
+        ]
+        return Segmentation(SEG_TOKEN.join(texts).strip(), targets, finished, logits)
+
+
+def encode_image(model: SegEarthR2, pixels: jax.Array, pixels_siglip: jax.Array) -> tuple[jax.Array, PixelDecoderOutput]:
+    """Normalised images [b, s, s, 3] and [b, v, v, 3] -> image tokens [b, n, d] and the features that all masks share."""
+    return model.image_tokens(pixels_siglip), model.pixel_features(pixels)
+
+
+def answer_prompts(
+    model: SegEarthR2,
+    image_tokens: jax.Array,
+    *,
+    token_ids: jax.Array,
+    attention_mask: jax.Array,
+    image_start: jax.Array,
+    lengths: jax.Array,
+    eos_id: int,
+    seg_id: int,
+    max_new_tokens: int,
+    **options: Any,
+) -> Generation:
+    """Greedy answers to expanded prompts, token_ids int [b, t]; room for as many [SEG] states as tokens. `options` go to `generate`."""
+    embeds = model.prompt_embeddings(token_ids, image_tokens, image_start)
+    return generate(
+        model.phi,
+        embeds,
+        attention_mask,
+        lengths,
+        eos_id=eos_id,
+        seg_id=seg_id,
+        max_new_tokens=max_new_tokens,
+        max_segments=max_new_tokens,
+        **options,
+    )
+
+
+def final_masks(model: SegEarthR2, features: PixelDecoderOutput, seg_states: jax.Array) -> jax.Array:
+    """[SEG] states [b, k, d] -> logits [b, k, m, m] of the decoder's last prediction, on the frame at stride 4."""
+    return model.decode_masks(features, seg_states)[-1]
+
+
+def make_target(letterbox: Letterbox, frame_logits: np.ndarray, chosen: float, phrase: str) -> Target:
+    """The target of one mask's logits [m, m] on the frame; `chosen` is the probability of its [SEG] token."""
+    mask = letterbox.restore(frame_logits) > 0
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1) if columns.size else None
+    scale = len(frame_logits) / letterbox.size
+    height, width = (max(1, round(side * scale)) for side in letterbox.placed_size)
+    inside = frame_logits[:height, :width]
+    inside = inside[inside > 0].astype(np.float64)
+    quality = float(np.mean(1 / (1 + np.exp(-inside)))) if box and inside.size else 0.0
+    return Target(mask, quality * chosen, phrase, box, int(np.count_nonzero(mask)))
+
+
+# What answers say around a mask without naming it.
+_NOTHING_SAID = re.compile(
+    r"(sure|ok(ay)?|yes|and|or|both|also|here|there|it|this|that|these|those|they|the|an?|is|are|in|at|as|by|with|my|your"
+    r"|segmentation|segmented|segment|result|results|answer|mask|masks|output|follows)",
+    re.IGNORECASE,
+)
+
+
+def phrases(texts: Sequence[str]) -> list[str]:
+    """The words that belong to each [SEG], from the texts before, between and after them: one phrase fewer than `texts`.
+
+    The last `<p>...</p>` before it; otherwise the words since the last sentence end, comma or [SEG], if they name anything; otherwise
+    "target k".
+    """
+    found = []
+    for k, text in enumerate(texts[:-1], 1):
+        tagged = re.findall(r"<p>(.*?)</p>", text, re.DOTALL)
+        if tagged:
+            phrase = " ".join(tagged[-1].split())
+        else:
+            phrase = re.split(r"[.,;:!?\n]", text)[-1].strip(" -*\"'()")
+            phrase = re.sub(r"^(and|or)\s+|\s+(is|are|at|in)$", "", " ".join(phrase.split()), flags=re.IGNORECASE)
+            if all(_NOTHING_SAID.fullmatch(word) for word in phrase.split()):
+                phrase = ""
+        found.append(phrase or f"target {k}")
+    return found
+
+
+def _prompt_arrays(rows: Sequence[TokenRow], size: int) -> dict[str, np.ndarray]:
+    """The prompts as arrays [size, t] of their common bucket; rows beyond theirs have length 0 and generate nothing."""
+    buckets = range(BUCKET_STEP, MAX_POSITIONS + BUCKET_STEP, BUCKET_STEP)
+    bucket = max(smallest_bucket(row.length, buckets, "instruction") for row in rows)
+    padded = [pad_row(row, bucket, 1) for row in rows]
+    padded += padded[-1:] * (size - len(rows))
+    arrays = {name: np.stack([row[name] for row in padded]) for name in ("token_ids", "attention_mask", "image_start")}
+    arrays["lengths"] = np.array([row.length for row in rows] + [0] * (size - len(rows)), np.int32)
+    return arrays

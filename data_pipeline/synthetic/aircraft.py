@@ -15,7 +15,10 @@ from data_pipeline.synthetic.shapes import turned
 FUSELAGE, LEFT_WING, RIGHT_WING, LEFT_ENGINE, RIGHT_ENGINE, TAIL = range(1, len(AIRCRAFT_PARTS) + 1)
 
 # Outlines in spans, nose towards +x, the aircraft's own right towards +y. A half outline is mirrored for the other side.
-_JET_BODY = ((0.52, 0.0), (0.505, 0.022), (0.47, 0.042), (0.42, 0.053), (0.3, 0.056), (-0.2, 0.056), (-0.34, 0.042), (-0.46, 0.02), (-0.52, 0.006))
+_JET_BODY = (
+    *((0.52, 0.0), (0.505, 0.022), (0.47, 0.042), (0.42, 0.053), (0.3, 0.056)),
+    *((-0.2, 0.056), (-0.34, 0.042), (-0.46, 0.02), (-0.52, 0.006)),
+)
 _JET_WING = ((0.15, 0.045), (-0.09, 0.48), (-0.115, 0.5), (-0.15, 0.5), (-0.085, 0.2), (-0.1, 0.045))
 _JET_ENGINE = ((0.145, 0.145), (0.155, 0.165), (0.145, 0.205), (0.0, 0.2), (-0.02, 0.175), (0.0, 0.15))
 _JET_STABILISER = ((-0.36, 0.02), (-0.465, 0.17), (-0.505, 0.185), (-0.515, 0.17), (-0.46, 0.01))

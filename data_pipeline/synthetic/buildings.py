@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -124,7 +125,7 @@ def _draw_hangar(canvas: Canvas, building: Building, colour: Colour, owner: int,
     """A barrel roof: strips whose slope turns from one side to the other, with a row of skylights."""
     a, b, strips = building.length / 2, building.width / 2, 9
     edges = -b * np.cos(np.linspace(0, math.pi, strips + 1))
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         lean = (low + high) / 2 / b
         side = math.pi / 2 if lean > 0 else -math.pi / 2
         surface = _slope(canvas, building, colour, side, owner, steepness=1.25 * abs(lean))

@@ -94,6 +94,7 @@ def draw_parking_lot(canvas: Canvas, lot: ParkingLot, owner: int, rng: np.random
     canvas.polygon(rect.corners(), canvas.surface(jittered(palette.PARKING_ASPHALT, rng), palette.PAVED, owner))
     paint = canvas.surface(palette.WHITE_PAINT, palette.PAINTED, owner)
     half = max(0.07, canvas.view.metres_per_pixel / 8)
+    corner = np.array([rect.x0, rect.y0])
     length = rect.height if lot.aisles_vertical else rect.width
     count = int((length - 2) / STALL_WIDTH)
     for row in stall_rows(rect, lot.aisles_vertical):
@@ -101,8 +102,8 @@ def draw_parking_lot(canvas: Canvas, lot: ParkingLot, owner: int, rng: np.random
             along = 1 + number * STALL_WIDTH
             line = Rect(row, along - half, row + STALL_LENGTH, along + half)
             corners = line.corners() if lot.aisles_vertical else line.corners()[:, ::-1]
-            if canvas.sees((rect.x0 + corners[0, 0], rect.y0 + corners[0, 1]), STALL_LENGTH):
-                canvas.polygon(corners + (rect.x0, rect.y0), paint)
+            if canvas.sees(corner + corners[0], STALL_LENGTH):
+                canvas.polygon(corners + corner, paint)
         back = row + STALL_LENGTH + AISLE / 2
         depth = rect.width if lot.aisles_vertical else rect.height
         if back < depth - 1:
@@ -113,8 +114,9 @@ def _paint_arrows(canvas: Canvas, lot: ParkingLot, across: float, length: float,
     """The driving direction, in the middle of an aisle."""
     arrow = np.array([[-1.6, -0.15], [0.4, -0.15], [0.4, -0.7], [1.6, 0.0], [0.4, 0.7], [0.4, 0.15], [-1.6, 0.15]])
     for along in np.arange(10, length - 6, 22.0):
-        shape = arrow + (along, across)
-        canvas.polygon((shape[:, ::-1] if lot.aisles_vertical else shape) + (lot.rect.x0, lot.rect.y0), paint)
+        shape = arrow + np.array([along, across])
+        shape = shape[:, ::-1] if lot.aisles_vertical else shape
+        canvas.polygon(shape + np.array([lot.rect.x0, lot.rect.y0]), paint)
 
 
 def draw_apron(canvas: Canvas, apron: Apron, owner: int, rng: np.random.Generator) -> None:

@@ -45,7 +45,8 @@ def _place(vehicle: Vehicle, points: list[tuple[float, float]]) -> np.ndarray:
 def _draw_car(canvas: Canvas, car: Vehicle, colour: palette.Colour, owner: int) -> None:
     a, b = CAR_LENGTH / 2, CAR_WIDTH / 2
     body = canvas.surface(colour, palette.PAINTED, owner)
-    canvas.polygon(_place(car, [(-a, -b + 0.3), (-a + 0.3, -b), (a - 0.5, -b), (a, -b + 0.4), (a, b - 0.4), (a - 0.5, b), (-a + 0.3, b), (-a, b - 0.3)]), body)
+    front, back = [(a - 0.5, -b), (a, -b + 0.4), (a, b - 0.4), (a - 0.5, b)], [(-a + 0.3, b), (-a, b - 0.3), (-a, -b + 0.3), (-a + 0.3, -b)]
+    canvas.polygon(_place(car, front + back), body)
     if canvas.view.metres_per_pixel > 1.2:
         return  # The windows would be the whole car.
     glass = canvas.surface(palette.GLASS, palette.PAINTED, owner)

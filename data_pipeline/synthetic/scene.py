@@ -43,10 +43,10 @@ def default_metres_per_pixel(size: int) -> float:
     return max(0.25, 0.6 * (256 / size) ** 0.75)
 
 
-def draw_scene(seed: int, index: int, size: int, metres_per_pixel: float | None = None) -> Scene:
-    """Scene `index` of the world `seed` at `size` x `size` pixels; nothing but the four arguments decides it."""
+def draw_scene(key: tuple[int, ...], size: int, metres_per_pixel: float | None = None) -> Scene:
+    """The scene with the seed `key` at `size` x `size` pixels; nothing but the three arguments decides it."""
     metres_per_pixel = metres_per_pixel or default_metres_per_pixel(size)
-    plan_rng, view_rng, paint_rng, light_rng = (np.random.default_rng(s) for s in np.random.SeedSequence((seed, index)).spawn(4))
+    plan_rng, view_rng, paint_rng, light_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(key).spawn(4))
     view = View(
         size,
         metres_per_pixel,

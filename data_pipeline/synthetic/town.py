@@ -92,10 +92,8 @@ def build_blocks(plan: Plan, rect: Rect, rng: np.random.Generator) -> None:
         centre = (inner.centre[0], inner.y0 + width / 2 + rng.uniform(0, 0.3) * (inner.height - width))
         if not plan.dry(centre, max(length, width) * 0.6):
             continue
-        if min(length, width) > 14 and rng.random() < 0.3:
-            kind = "corner"
-        else:
-            kind = pick((("flat", 0.65), ("hip", 0.2), ("gable", 0.15)), rng)
+        kinds = (("flat", 0.5), ("hip", 0.18), ("gable", 0.12), ("corner", 0.2 if min(length, width) > 14 else 0.0))
+        kind = pick(kinds, rng)
         plan.buildings.append(Building(kind, pick(_BLOCK_COLOURS, rng), centre, length, width, 0.0, rng.uniform(6, 13)))
         bottom = centre[1] + width / 2
         if half.y1 - bottom > 6:

@@ -1,0 +1,203 @@
+"""Draws a set of scenes in the layout of LaSeRS: `python -m data_pipeline.synthesize --output DIR --train N --test N --size PX --seed S`.
+
+Writes `train/images`, `train/annotations/train_data.json`, `test/images` and the nine files of `test/annotations`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data_pipeline.synthetic.facts import Facts
+from data_pipeline.synthetic.records import CELLS, TEST_FILES, TEST_SHARES, TRAIN_SHARES, Cell, make_instructions
+from data_pipeline.synthetic.scene import draw_scene
+from segearth_r2_jax.errors import UserError
+
+# A change of the drawing or of the words that changes the sets gets a new number.
+WORLD_VERSION = 1
+SUMMARY = "synthetic.json"
+SPLITS = ("train", "test")
+MIN_SIZE, MAX_SIZE = 64, 8192
+# Level 2 of zlib: four times faster than the default and no larger on these pictures.
+_PNG_LEVEL = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldSettings:
+    """What decides a drawn set, byte for byte."""
+
+    train: int
+    test: int
+    size: int
+    seed: int
+    records: int = 4
+    metres_per_pixel: float | None = None
+
+    def __post_init__(self):
+        if not MIN_SIZE <= self.size <= MAX_SIZE:
+            raise UserError(f"--size {self.size}: expected {MIN_SIZE} to {MAX_SIZE} pixels")
+        for name in ("train", "test", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} {getattr(self, name)}: expected zero or more")
+        if self.train + self.test == 0:
+            raise UserError("--train 0 --test 0: expected at least one scene")
+        if self.records < 1:
+            raise UserError(f"--records {self.records}: expected one or more")
+        if self.metres_per_pixel is not None and not 0.05 <= self.metres_per_pixel <= 10:
+            raise UserError(f"--metres-per-pixel {self.metres_per_pixel}: expected 0.05 to 10")
+
+
+def synthesize(settings: WorldSettings, output: str | os.PathLike[str], workers: int | None = None, progress: bool = True) -> bool:
+    """Writes the set to the folder `output`, which appears when it is complete; False if the same set is already there.
+
+    `workers` processes draw (None: one per processor for larger sets, 0: this one alone); the files are the same for any number.
+    Raises UserError if `output` holds anything else.
+    """
+    output = Path(output)
+    if _already_there(settings, output):
+        return False
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    try:
+        partial.chmod(0o755)
+        for split in SPLITS:
+            (partial / split / "images").mkdir(parents=True)
+            (partial / split / "annotations").mkdir()
+        _write_scenes(settings, partial, _worker_count(settings, workers), progress)
+        if output.is_dir():
+            output.rmdir()
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return True
+
+
+def _already_there(settings: WorldSettings, output: Path) -> bool:
+    if not output.exists():
+        return False
+    if not output.is_dir():
+        raise UserError(f"{output}: is a file; expected a new or empty folder")
+    if not any(output.iterdir()):
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads((output / SUMMARY).read_text(encoding="utf-8"))["settings"] == _identity(settings):
+            return True
+    raise UserError(f"{output}: is not empty and not the set asked for; expected a new or empty folder")
+
+
+def _identity(settings: WorldSettings) -> dict[str, Any]:
+    return {"world_version": WORLD_VERSION, **dataclasses.asdict(settings)}
+
+
+def _worker_count(settings: WorldSettings, workers: int | None) -> int:
+    if workers is not None:
+        if workers < 0:
+            raise UserError(f"--workers {workers}: expected zero or more")
+        return workers
+    scenes = (settings.train + settings.test) * (settings.size / 256) ** 2
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Below about four seconds of drawing, starting processes costs more than it saves.
+    return processors if scenes > 160 and processors > 1 else 0
+
+
+def _write_scenes(settings: WorldSettings, folder: Path, workers: int, progress: bool) -> None:
+    files: dict[str, list[dict[str, Any]]] = {"train_data": [], **{name: [] for name in TEST_FILES}}
+    counts: dict[str, int] = {}
+    jobs = [(settings, str(folder), split, index) for split in SPLITS for index in range(getattr(settings, split))]
+    hidden = None if progress else True  # None: shown on a terminal only.
+    with _mapped(workers, jobs) as results, tqdm(total=len(jobs), desc="drawing", unit=" scenes", disable=hidden) as bar:
+        for (_, _, split, _), made in zip(jobs, results, strict=True):
+            for cell, record in made:
+                for name in ("train_data",) if split == "train" else cell.files:
+                    files[name].append(record)
+                for name in cell.files:
+                    key = f"{split} {name.removeprefix('test_')}"
+                    counts[key] = counts.get(key, 0) + 1
+            bar.update()
+    for name, records in files.items():
+        place = folder / ("train" if name == "train_data" else "test") / "annotations" / f"{name}.json"
+        place.write_text(json.dumps(records), encoding="utf-8")
+    summary = {"settings": _identity(settings), "records": dict(sorted(counts.items()))}
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _mapped(workers: int, jobs: list[tuple]) -> Iterator[Iterator[list[tuple[Cell, dict[str, Any]]]]]:
+    """The results of all jobs in their order."""
+    if workers == 0:
+        yield map(_write_scene, jobs)
+        return
+    # Not fork: the caller may run threads.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            yield pool.map(_write_scene, jobs, chunksize=8)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _write_scene(job: tuple[WorldSettings, str, str, int]) -> list[tuple[Cell, dict[str, Any]]]:
+    """Draws one scene, writes its image and returns its records with their cells."""
+    settings, folder, split, index = job
+    # The test scenes do not depend on how many training scenes there are.
+    key = (settings.seed, SPLITS.index(split), index)
+    scene = draw_scene(key, settings.size, settings.metres_per_pixel)
+    first_cell = CELLS[index % len(CELLS)] if split == "test" else None
+    shares = TEST_SHARES if split == "test" else TRAIN_SHARES
+    # The scene's own generators are spawned from the same key; the longer key is independent of them.
+    rng = np.random.default_rng((*key, 1))
+    instructions = make_instructions(Facts(scene), settings.records, shares, rng, first_cell)
+    name = f"{split}_{index:06d}"
+    Image.fromarray(scene.image).save(Path(folder, split, "images", f"{name}.png"), compress_level=_PNG_LEVEL)
+    return [(made.cell, made.record(f"{name}_{number}", f"{name}.png")) for number, made in enumerate(instructions)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line's arguments."""
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--train", type=int, default=1000, metavar="N", help="training scenes (default 1000)")
+    parser.add_argument("--test", type=int, default=100, metavar="N", help="test scenes (default 100)")
+    parser.add_argument("--size", type=int, default=256, metavar="PX", help=f"side of a picture, {MIN_SIZE} to {MAX_SIZE} (default 256)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another world (default 0)")
+    parser.add_argument("--records", type=int, default=4, metavar="N", help="instructions per scene (default 4)")
+    parser.add_argument("--metres-per-pixel", type=float, metavar="M", help="ground sampling distance (default: by the size)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per processor for larger sets)")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m data_pipeline.synthesize", description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    options = vars(parser.parse_args(arguments))
+    output, workers = options.pop("output"), options.pop("workers")
+    try:
+        settings = WorldSettings(**options)
+        drawn = synthesize(settings, output, workers)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if drawn:
+        print(f"{output}: {settings.train} training and {settings.test} test scenes of {settings.size} x {settings.size} pixels")
+    else:
+        print(f"{output}: already there")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

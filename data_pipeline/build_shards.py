@@ -2,9 +2,9 @@
 
     python -m data_pipeline.build_shards --source lasers --input DIR --output DIR [--split train|test|all] [--shards N] [--workers N]
 
-The same input gives the same bytes, whatever the number of workers. An interrupted build is continued by the same command: finished
-shards are kept after their checksums have been verified. `manifest.json`, written last, says what the folder holds; a folder
-without it is not finished and is not read.
+The same input gives the same bytes, whatever the number of workers. A build that was interrupted, or that stopped at a wrong image
+which has been put right since, is continued by the same command: finished shards whose input is still the same are kept after their
+checksums have been verified. `manifest.json`, written last, says what the folder holds; a folder without it is not read.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from typing import Any
 
 import tqdm
 
-from data_pipeline.schema import FEATURES, Record
+from data_pipeline.schema import FEATURES, MANIFEST, Record
 from data_pipeline.sources import lasers
 from data_pipeline.tfrecord import TFRecordSource, index_path, write_shard
 from segearth_r2_jax.errors import UserError
 
-MANIFEST = "manifest.json"
 _PLAN = "plan.json"
 _FORMAT = "tf.train.Example in TFRecord"
 # Small enough to spread over processes and to lose little in an interrupted build, large enough to be few files.
@@ -44,6 +43,15 @@ class ShardTask:
     path: Path
     split: str
     rows: tuple[lasers.Row, ...]
+
+    def input_digest(self) -> str:
+        """Changes when an annotation or an image file of this shard changes."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            status = row.image_path.stat()
+            content = [row.record_id, row.source, row.image_name, row.instruction, row.answer, row.mask, status.st_size, status.st_mtime_ns]
+            digest.update(json.dumps(content).encode())
+        return digest.hexdigest()
 
 
 def build_shards(
@@ -73,7 +81,8 @@ def build_shards(
     rows = {name: lasers.read_rows(folder, name) for name in _splits(folder, split)}
     _make_folder(output)
     tasks = [task for name in rows for task in _divide(output, name, rows[name], shards)]
-    _claim(output, tasks, source)
+    digests = {task.path.name: task.input_digest() for task in tasks}
+    _claim(output, digests)
     built = _run(tasks, workers)
 
     manifest: dict[str, Any] = {
@@ -85,6 +94,7 @@ def build_shards(
             name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
             for name in sorted({row.source for task in tasks for row in task.rows})
         },
+        "inputs": digests,
         "splits": {},
     }
     for name in rows:
@@ -96,7 +106,7 @@ def build_shards(
             "shards": entries,
         }
     _write_json(output / MANIFEST, manifest)
-    (output / _PLAN).unlink()
+    (output / _PLAN).unlink(missing_ok=True)
     return manifest
 
 
@@ -128,25 +138,23 @@ def _make_folder(output: Path) -> None:
         raise UserError(f"{output}: cannot be made a folder ({error.strerror})") from None
 
 
-def _claim(output: Path, tasks: Sequence[ShardTask], source: str) -> None:
-    """Notes what is being built, so that shards of one input are never continued or mixed with those of another."""
-    digest = hashlib.sha256()
-    for task in tasks:
-        digest.update(task.path.name.encode())
-        for row in task.rows:
-            status = row.image_path.stat()
-            content = [row.record_id, row.source, row.image_name, row.instruction, row.answer, row.mask, status.st_size, status.st_mtime_ns]
-            digest.update(json.dumps(content).encode())
-    plan = {"source": source, "input": digest.hexdigest()}
-    path = output / _PLAN
+def _claim(output: Path, digests: dict[str, str]) -> None:
+    """Notes what is being built, and removes what an unfinished build made of another input, so that the two never mix."""
     found = sorted(entry.name for entry in output.iterdir())
+    if MANIFEST in found:
+        if _read_json(output / MANIFEST).get("inputs") != digests:
+            raise UserError(f"{output}: holds the finished shards of another input; choose a new folder")
+        return
     if _PLAN in found:
-        if json.loads(path.read_bytes()) != plan:
-            raise UserError(f"{output}: holds an unfinished build of another input or of other shards; remove it or choose another folder")
+        for name, digest in _read_json(output / _PLAN).items():
+            if name in found and digests.get(name) != digest:
+                (output / name).unlink(missing_ok=True)
+                index_path(output / name).unlink(missing_ok=True)
+        for leftover in output.glob("*.partial"):
+            leftover.unlink()
     elif found:
         raise UserError(f"{output}: is not empty (it holds {found[0]}); choose a new folder")
-    else:
-        _write_json(path, plan)
+    _write_json(output / _PLAN, digests)
 
 
 def _run(tasks: Sequence[ShardTask], workers: int) -> list[dict[str, Any]]:
@@ -198,6 +206,16 @@ def _is_finished(task: ShardTask) -> bool:
     except UserError:
         return False
     return found == [row.record_id for row in task.rows]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is damaged; choose a new folder")
+    return content
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

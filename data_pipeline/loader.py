@@ -25,9 +25,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from data_pipeline.build_shards import MANIFEST
 from data_pipeline.masks import canvas_masks, canvas_size
-from data_pipeline.schema import Record
+from data_pipeline.schema import MANIFEST, Record
 from data_pipeline.tfrecord import TFRecordSource
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.inputs.conversation import (
@@ -335,4 +334,5 @@ class Loader(Iterator[Batch]):
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2))
         # Batching comes last: inside the workers, each would fill batches with its own rows only.
         batches = dataset.batch(local_batch, drop_remainder=True, batch_fn=lambda made: collate(made, config))
-        return iter(batches)
+        # The next batch is put together while the accelerator works on this one.
+        return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))

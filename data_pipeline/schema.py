@@ -13,6 +13,9 @@ from typing import Any
 from data_pipeline.tf_example import decode_example, encode_example
 from segearth_r2_jax.errors import UserError
 
+# What a finished folder of shards holds; `build_shards` writes it last.
+MANIFEST = "manifest.json"
+
 # name -> (kind, meaning); `build_shards` copies it into the manifest for readers that do not know this code.
 FEATURES: Mapping[str, tuple[str, str]] = {
     "id": ("bytes", "the record's name in its source, UTF-8"),

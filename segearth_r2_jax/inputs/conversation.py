@@ -217,7 +217,7 @@ def smallest_bucket(length: int, buckets: Sequence[int], name: str) -> int:
     """The smallest of `buckets` that holds `length` positions; UserError naming the record if none does."""
     fitting = [bucket for bucket in buckets if bucket >= length]
     if not fitting:
-        raise UserError(f"{name}: needs {length} token positions, the largest bucket holds {max(buckets)}; raise max_tokens")
+        raise UserError(f"{name}: needs {length} token positions, at most {max(buckets)} fit; shorten its text or allow more")
     return min(fitting)
 
 

@@ -187,7 +187,7 @@ def test_rows_are_padded_to_a_bucket(small_tokenizer):
 def test_what_does_not_fit_is_refused_by_name(small_tokenizer):
     row = expand(encode_training(small_tokenizer, TRAIN, "two tanks", ANSWER), 5)
     assert pad_row(row, row.length, 2)["mask_valid"].all()
-    with pytest.raises(UserError, match=rf"^r7: needs {row.length} token positions, the largest bucket holds {row.length - 1}"):
+    with pytest.raises(UserError, match=rf"^r7: needs {row.length} token positions, at most {row.length - 1} fit"):
         pad_row(row, row.length - 1, 2, "r7")
     with pytest.raises(UserError, match=r"^r7: has 2 masks, at most 1 fit"):
         pad_row(row, row.length, 1, "r7")

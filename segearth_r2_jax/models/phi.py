@@ -55,7 +55,10 @@ class PhiConfig:
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
-            raise ValueError(f"rotary_fraction {self.rotary_fraction} of {self.head_dim} must be an even number of elements above 0")
+            raise ValueError(
+                f"rotary_fraction {self.rotary_fraction} rotates {self.rotary_dim} of the {self.head_dim} elements of a head; "
+                "that has to be an even number above 0"
+            )
         if self.remat not in ("none", "full"):
             raise ValueError(f'remat is "none" or "full", got {self.remat!r}')
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -66,11 +67,10 @@ class Canvas:
         self._owners.append((owner, part))
         return len(self._colours) - 1
 
-    def sees(self, centre: tuple[float, float], radius: float) -> bool:
-        """Whether a disc may touch the picture."""
-        x, y = np.abs(np.asarray(centre) @ self._turn)
-        limit = self._centre + radius * self._samples_per_metre
-        return bool(x <= limit and y <= limit)
+    def sees(self, centres: np.ndarray, radii: np.ndarray | float) -> np.ndarray:
+        """Which of the discs around `centres` [..., 2] may touch the picture: bool [...]."""
+        farthest = np.abs(np.asarray(centres) @ self._turn).max(-1)
+        return farthest <= self._centre + np.asarray(radii) * self._samples_per_metre
 
     def facing(self, heading: float) -> float:
         """How far a slope whose outward direction is `heading` (layout frame) turns to the sun, from -1 to 1."""
@@ -78,15 +78,20 @@ class Canvas:
 
     def polygon(self, points: np.ndarray, surface: int) -> None:
         """Paints the polygon `points` [n, 2]."""
-        corners = self._place(points).ravel().tolist()
-        self._draw.polygon(corners, fill=surface)
-        self._draw_shadow.polygon(corners, fill=0)
+        self._paint(self._place(points).ravel().tolist(), surface)
 
-    def disc(self, centre: tuple[float, float], radius: float, surface: int) -> None:
-        """Paints a disc."""
-        box = self._disc_box(centre, radius)
-        self._draw.ellipse(box, fill=surface)
-        self._draw_shadow.ellipse(box, fill=0)
+    def polygons(self, shapes: np.ndarray, surface: int) -> None:
+        """Paints many polygons `shapes` [m, n, 2]; those out of sight are skipped."""
+        placed = self._place(shapes)
+        inside = ((placed.max(1) >= 0) & (placed.min(1) <= 2 * self._centre)).all(-1)
+        for corners in placed.reshape(len(placed), 2 * shapes.shape[1])[inside].tolist():
+            self._paint(corners, surface)
+
+    def discs(self, centres: np.ndarray, radii: np.ndarray, surfaces: Sequence[int]) -> None:
+        """Paints many discs: `centres` [n, 2], `radii` [n]."""
+        for box, surface in zip(self._disc_boxes(centres, radii), surfaces, strict=True):
+            self._draw.ellipse(box, fill=surface)
+            self._draw_shadow.ellipse(box, fill=0)
 
     def shade_prism(self, points: np.ndarray, height: float) -> None:
         """Casts the shadow of an upright body of `height` metres that stands on the polygon `points` [n, 2]."""
@@ -102,10 +107,11 @@ class Canvas:
         """Casts the shadow of a thin body `points` [n, 2] at `height` metres above the ground, such as a wing."""
         self._draw_shadow.polygon((self._place(points) + self._shadow_step * height).ravel().tolist(), fill=255)
 
-    def shade_disc(self, centre: tuple[float, float], radius: float, height: float) -> None:
-        """Casts the shadow of a ball of `radius` metres whose middle is `height` metres above the ground."""
-        shift = np.linalg.inv(self._turn.T) @ (self._shadow_step * height)
-        self._draw_shadow.ellipse(self._disc_box((centre[0] + shift[0], centre[1] + shift[1]), radius), fill=255)
+    def shade_discs(self, centres: np.ndarray, radii: np.ndarray, heights: np.ndarray | float) -> None:
+        """Casts the shadows of balls: `centres` [n, 2], `radii` [n], the middle of each `heights` [n] metres above the ground."""
+        step = np.broadcast_to(np.asarray(heights), radii.shape)[:, None] * self._shadow_step
+        for box in self._disc_boxes(centres, radii, step):
+            self._draw_shadow.ellipse(box, fill=255)
 
     def towards_sun(self, distance: float) -> np.ndarray:
         """The step [2] of `distance` metres towards the sun, in the layout's frame."""
@@ -150,9 +156,13 @@ class Canvas:
     def _place(self, points: np.ndarray) -> np.ndarray:
         return np.asarray(points) @ self._turn + self._centre
 
-    def _disc_box(self, centre: tuple[float, float], radius: float) -> list[float]:
-        (x, y), r = self._place(centre), radius * self._samples_per_metre
-        return [x - r, y - r, x + r, y + r]
+    def _paint(self, corners: list[float], surface: int) -> None:
+        self._draw.polygon(corners, fill=surface)
+        self._draw_shadow.polygon(corners, fill=0)
+
+    def _disc_boxes(self, centres: np.ndarray, radii: np.ndarray, step: np.ndarray | float = 0.0) -> list[list[float]]:
+        middle, reach = self._place(centres) + step, np.asarray(radii)[:, None] * self._samples_per_metre
+        return np.concatenate([middle - reach, middle + reach], axis=1).tolist()
 
     def _sample_rows(self, top: int, bottom: int) -> np.ndarray:
         if (top, bottom) == (0, self._samples.height):

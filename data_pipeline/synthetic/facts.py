@@ -99,7 +99,7 @@ class Facts:
     def nearest_to(self, candidates: list[Fact], anchor: Fact) -> Fact | None:
         """The candidate that is clearly nearest to the visible pixels of `anchor`, or None."""
         rows, columns = np.nonzero(self.scene.object_map == anchor.thing.number)
-        step = max(1, len(rows) // 500)
+        step = max(1, len(rows) // 200)
         size = self.scene.object_map.shape[0]
         pixels = np.stack([columns[::step] + 0.5, rows[::step] + 0.5], axis=1) / size
         middles = np.array([(c.x, c.y) for c in candidates])

@@ -82,10 +82,12 @@ def _paint_street(canvas: Canvas, street: Street, paint: int) -> None:
     # Narrower than a third of a pixel, paint would come and go with the position.
     half = max(0.09, canvas.view.metres_per_pixel / 6)
     start, end = (r.y0, r.y1) if street.vertical else (r.x0, r.x1)
-    for at in np.arange(start + 2.5, end - 3.5, 6.5):
-        dash = Rect(x - half, at, x + half, at + 3.2) if street.vertical else Rect(at, y - half, at + 3.2, y + half)
-        if canvas.sees(dash.centre, 3):
-            canvas.polygon(dash.corners(), paint)
+    dash = np.array([[0, -half], [3.2, -half], [3.2, half], [0, half]])
+    at = np.arange(start + 2.5, end - 3.5, 6.5)
+    if street.vertical:
+        canvas.polygons(dash[:, ::-1] + np.stack([np.full_like(at, x), at], axis=1)[:, None], paint)
+    else:
+        canvas.polygons(dash + np.stack([at, np.full_like(at, y)], axis=1)[:, None], paint)
 
 
 def draw_parking_lot(canvas: Canvas, lot: ParkingLot, owner: int, rng: np.random.Generator) -> None:
@@ -96,16 +98,13 @@ def draw_parking_lot(canvas: Canvas, lot: ParkingLot, owner: int, rng: np.random
     half = max(0.07, canvas.view.metres_per_pixel / 8)
     corner = np.array([rect.x0, rect.y0])
     length = rect.height if lot.aisles_vertical else rect.width
-    count = int((length - 2) / STALL_WIDTH)
+    line = np.array([[0, -half], [STALL_LENGTH, -half], [STALL_LENGTH, half], [0, half]])
+    along = 1 + np.arange(int((length - 2) / STALL_WIDTH) + 1) * STALL_WIDTH
+    depth = rect.width if lot.aisles_vertical else rect.height
     for row in stall_rows(rect, lot.aisles_vertical):
-        for number in range(count + 1):
-            along = 1 + number * STALL_WIDTH
-            line = Rect(row, along - half, row + STALL_LENGTH, along + half)
-            corners = line.corners() if lot.aisles_vertical else line.corners()[:, ::-1]
-            if canvas.sees(corner + corners[0], STALL_LENGTH):
-                canvas.polygon(corners + corner, paint)
+        lines = line + np.stack([np.full_like(along, row), along], axis=1)[:, None]
+        canvas.polygons((lines if lot.aisles_vertical else lines[..., ::-1]) + corner, paint)
         back = row + STALL_LENGTH + AISLE / 2
-        depth = rect.width if lot.aisles_vertical else rect.height
         if back < depth - 1:
             _paint_arrows(canvas, lot, back, length, paint)
 
@@ -127,16 +126,13 @@ def draw_apron(canvas: Canvas, apron: Apron, owner: int, rng: np.random.Generato
     joint = canvas.surface(palette.lit(colour, 0.88), palette.PAVED, owner)
     canvas.polygon(rect.corners(), slabs)
     half = max(0.1, canvas.view.metres_per_pixel / 6)
-    for x in np.arange(rect.x0 + 7.5, rect.x1 - 2, 7.5):
-        canvas.polygon(Rect(x - half, rect.y0, x + half, rect.y1).corners(), joint)
-    for y in np.arange(rect.y0 + 7.5, rect.y1, 7.5):
-        if canvas.sees((rect.centre[0], y), rect.width / 2):
-            canvas.polygon(Rect(rect.x0, y - half, rect.x1, y + half).corners(), joint)
+    x, y = np.arange(rect.x0 + 7.5, rect.x1 - 2, 7.5), np.arange(rect.y0 + 7.5, rect.y1, 7.5)
+    canvas.polygons(np.stack([Rect(at - half, rect.y0, at + half, rect.y1).corners() for at in x]), joint)
+    canvas.polygons(np.stack([Rect(rect.x0, at - half, rect.x1, at + half).corners() for at in y]), joint)
     stain = canvas.surface(palette.lit(colour, 0.94), palette.PAVED, owner)
-    for _ in range(int(rect.height / 12)):
-        centre = (rng.uniform(rect.x0 + 4, rect.x1 - 4), rng.uniform(rect.y0, rect.y1))
-        if canvas.sees(centre, 4):
-            canvas.disc(centre, rng.uniform(0.8, 2.4), stain)
+    count = int(rect.height / 12)
+    places = rng.uniform((rect.x0 + 4, rect.y0), (rect.x1 - 4, rect.y1), (count, 2))
+    canvas.discs(places, rng.uniform(0.8, 2.4, count), [stain] * count)
     line = canvas.surface(palette.YELLOW_PAINT, palette.PAINTED, owner)
     x = rect.x1 - 6
     canvas.polygon(Rect(x - half, rect.y0, x + half, rect.y1).corners(), line)
@@ -169,9 +165,8 @@ def draw_runway(canvas: Canvas, runway: Runway, owner: int, rng: np.random.Gener
         edge = x + side * (width / 2 - 1.4)
         canvas.polygon(Rect(edge - 0.45, rect.y0, edge + 0.45, rect.y1).corners(), paint)
     keys = runway.threshold
-    for y in np.arange(rect.y0, rect.y1, 17.0):
-        if (keys is None or abs(y + 4.5 - keys) > 22) and canvas.sees((x, y), 10):
-            canvas.polygon(Rect(x - 0.5, y, x + 0.5, y + 9).corners(), paint)
+    dashes = [y for y in np.arange(rect.y0, rect.y1, 17.0) if keys is None or abs(y + 4.5 - keys) > 22]
+    canvas.polygons(np.stack([Rect(x - 0.5, y, x + 0.5, y + 9).corners() for y in dashes]), paint)
     if keys is None:
         return
     for number in range(5):

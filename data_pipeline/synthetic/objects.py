@@ -14,100 +14,82 @@ from data_pipeline.synthetic.shapes import box, turned
 
 CAR_LENGTH, CAR_WIDTH = 4.5, 2.0
 TRUCK_LENGTH, TRUCK_WIDTH = 10.5, 2.8
+_HEIGHT = {"car": 1.5, "truck": 3.2}
 
-
-def vehicle_reach(vehicle: Vehicle) -> float:
-    """Metres from the middle of `vehicle` to its farthest corner."""
-    return TRUCK_LENGTH / 2 + 1 if vehicle.kind == "truck" else CAR_LENGTH / 2 + 0.5
+# Outlines from above in metres, the front towards +x.
+_FOOTPRINT = {
+    "car": box(CAR_LENGTH, CAR_WIDTH, 0.0, (0.0, 0.0)),
+    "truck": box(TRUCK_LENGTH, TRUCK_WIDTH, 0.0, (0.0, 0.0)),
+}
+_CAR_BODY = np.array([(1.75, -1.0), (2.25, -0.6), (2.25, 0.6), (1.75, 1.0), (-1.95, 1.0), (-2.25, 0.7), (-2.25, -0.7), (-1.95, -1.0)])
+_CAR_WINDOWS = np.array([(-1.55, -0.72), (0.95, -0.8), (0.95, 0.8), (-1.55, 0.72)])
+_CAR_ROOF = np.array([(-1.1, -0.7), (0.3, -0.72), (0.3, 0.72), (-1.1, 0.7)])
+_TRUCK_FRAME = np.array([(-5.25, -1.0), (4.95, -1.0), (4.95, 1.0), (-5.25, 1.0)])
+_TRUCK_LOAD = np.array([(-5.25, -1.4), (2.25, -1.4), (2.25, 1.4), (-5.25, 1.4)])
+_TRUCK_CAB = np.array([(2.75, -1.3), (5.25, -1.2), (5.25, 1.2), (2.75, 1.3)])
+_TRUCK_WINDOW = np.array([(4.45, -1.05), (5.0, -1.0), (5.0, 1.0), (4.45, 1.05)])
+# In coarser pictures the windows would be the whole car.
+_FINE = 1.2
 
 
 def shade_vehicle(canvas: Canvas, vehicle: Vehicle) -> None:
     """The shadow on the ground."""
-    if vehicle.kind == "truck":
-        canvas.shade_prism(box(TRUCK_LENGTH, TRUCK_WIDTH, vehicle.heading, vehicle.centre), 3.2)
-    else:
-        canvas.shade_prism(box(CAR_LENGTH, CAR_WIDTH, vehicle.heading, vehicle.centre), 1.5)
+    canvas.shade_prism(turned(_FOOTPRINT[vehicle.kind], vehicle.heading, vehicle.centre), _HEIGHT[vehicle.kind])
 
 
 def draw_vehicle(canvas: Canvas, vehicle: Vehicle, owner: int, rng: np.random.Generator) -> None:
     """A car with bonnet, windows and roof, or a truck with cab and box."""
     colour = jittered(palette.CAR_COLOURS[vehicle.colour], rng, 0.05)
     if vehicle.kind == "truck":
-        _draw_truck(canvas, vehicle, colour, owner)
+        layers = [(_TRUCK_FRAME, (58, 58, 62)), (_TRUCK_LOAD, (224, 224, 220)), (_TRUCK_CAB, colour), (_TRUCK_WINDOW, palette.GLASS)]
     else:
-        _draw_car(canvas, vehicle, colour, owner)
+        layers = [(_CAR_BODY, colour)]
+        if canvas.view.metres_per_pixel <= _FINE:
+            layers += [(_CAR_WINDOWS, palette.GLASS), (_CAR_ROOF, lit(colour, 1.1 if max(colour) < 200 else 1.03))]
+    for outline, tone in layers:
+        canvas.polygon(turned(outline, vehicle.heading, vehicle.centre), canvas.surface(tone, palette.PAINTED, owner))
 
 
-def _place(vehicle: Vehicle, points: list[tuple[float, float]]) -> np.ndarray:
-    return turned(np.array(points, float), vehicle.heading, vehicle.centre)
-
-
-def _draw_car(canvas: Canvas, car: Vehicle, colour: palette.Colour, owner: int) -> None:
-    a, b = CAR_LENGTH / 2, CAR_WIDTH / 2
-    body = canvas.surface(colour, palette.PAINTED, owner)
-    front, back = [(a - 0.5, -b), (a, -b + 0.4), (a, b - 0.4), (a - 0.5, b)], [(-a + 0.3, b), (-a, b - 0.3), (-a, -b + 0.3), (-a + 0.3, -b)]
-    canvas.polygon(_place(car, front + back), body)
-    if canvas.view.metres_per_pixel > 1.2:
-        return  # The windows would be the whole car.
-    glass = canvas.surface(palette.GLASS, palette.PAINTED, owner)
-    roof = canvas.surface(lit(colour, 1.1 if max(colour) < 200 else 1.03), palette.PAINTED, owner)
-    canvas.polygon(_place(car, [(-1.55, -0.72), (0.95, -0.8), (0.95, 0.8), (-1.55, 0.72)]), glass)
-    canvas.polygon(_place(car, [(-1.1, -0.7), (0.3, -0.72), (0.3, 0.72), (-1.1, 0.7)]), roof)
-
-
-def _draw_truck(canvas: Canvas, truck: Vehicle, colour: palette.Colour, owner: int) -> None:
-    a, b = TRUCK_LENGTH / 2, TRUCK_WIDTH / 2
-    frame = canvas.surface((58, 58, 62), palette.PAINTED, owner)
-    load = canvas.surface(lit((224, 224, 220), 1.0), palette.PAINTED, owner)
-    cab = canvas.surface(colour, palette.PAINTED, owner)
-    glass = canvas.surface(palette.GLASS, palette.PAINTED, owner)
-    canvas.polygon(_place(truck, [(-a, -b + 0.4), (a - 0.3, -b + 0.4), (a - 0.3, b - 0.4), (-a, b - 0.4)]), frame)
-    canvas.polygon(_place(truck, [(-a, -b), (a - 3.0, -b), (a - 3.0, b), (-a, b)]), load)
-    canvas.polygon(_place(truck, [(a - 2.5, -b + 0.1), (a, -b + 0.2), (a, b - 0.2), (a - 2.5, b - 0.1)]), cab)
-    canvas.polygon(_place(truck, [(a - 0.8, -b + 0.35), (a - 0.25, -b + 0.4), (a - 0.25, b - 0.4), (a - 0.8, b - 0.35)]), glass)
-
-
-def shade_tree(canvas: Canvas, tree: Tree) -> None:
-    """The shadow on the ground."""
-    canvas.shade_disc(tree.centre, tree.radius, tree.radius * 1.5)
-
-
-def draw_tree(canvas: Canvas, tree: Tree, owner: int, rng: np.random.Generator) -> None:
-    """A crown, brighter towards the sun."""
-    colour = jittered(palette.TREE_GREEN, rng, 0.14)
-    x, y = tree.centre
-    canvas.disc(tree.centre, tree.radius, canvas.surface(lit(colour, 0.78), palette.TREETOP, owner))
-    dx, dy = canvas.towards_sun(tree.radius * 0.22)
-    canvas.disc((x + dx, y + dy), tree.radius * 0.74, canvas.surface(colour, palette.TREETOP, owner))
-    dx, dy = canvas.towards_sun(tree.radius * 0.42)
-    canvas.disc((x + dx, y + dy), tree.radius * 0.4, canvas.surface(lit(colour, 1.25), palette.TREETOP, owner))
+def draw_trees(canvas: Canvas, trees: list[Tree], owner: int, rng: np.random.Generator) -> None:
+    """Crowns that are brighter towards the sun; all shadows first, so that they fall on the ground."""
+    if not trees:
+        return
+    centres, radii = np.array([tree.centre for tree in trees]), np.array([tree.radius for tree in trees])
+    canvas.shade_discs(centres, radii, 1.5 * radii)
+    tones = [jittered(palette.TREE_GREEN, rng, 0.14) for _ in range(6)]
+    layers = [[canvas.surface(lit(tone, light), palette.TREETOP, owner) for light in (0.78, 1.0, 1.25)] for tone in tones]
+    sizes = np.stack([radii, 0.74 * radii, 0.4 * radii], axis=1)
+    steps = np.array([0.0, 0.22, 0.42])[:, None] * canvas.towards_sun(1.0)
+    places = centres[:, None] + radii[:, None, None] * steps
+    surfaces = [surface for tone in rng.integers(len(tones), size=len(trees)) for surface in layers[tone]]
+    canvas.discs(places.reshape(-1, 2), sizes.ravel(), surfaces)
 
 
 def draw_forest(canvas: Canvas, forest: Forest, owner: int, rng: np.random.Generator) -> None:
     """A closed canopy: its edge is made of crowns, its inside of lighter and darker ones."""
     colour = jittered(palette.FOREST_GREEN, rng, 0.08)
-    crowns = _edge_crowns(forest.outline, rng)
+    centres, radii = _edge_crowns(forest.outline, rng)
+    seen = canvas.sees(centres, 2 * radii + 8)
+    centres, radii = centres[seen], radii[seen]
     canvas.shade_floating(forest.outline, 6.0)
-    for centre, radius in crowns:
-        canvas.shade_disc(centre, radius, 6.0)
+    canvas.shade_discs(centres, radii, 6.0)
     base = canvas.surface(colour, palette.LEAFY, owner)
     canvas.polygon(forest.outline, base)
-    for centre, radius in crowns:
-        canvas.disc(centre, radius, base)
-    tones = [canvas.surface(lit(colour, tone), palette.LEAFY, owner) for tone in (0.84, 0.92, 1.1, 1.2)]
+    canvas.discs(centres, radii, [base] * len(radii))
+    tones = np.array([canvas.surface(lit(colour, tone), palette.LEAFY, owner) for tone in (0.84, 0.92, 1.1, 1.2)])
     middle, span = forest.outline.mean(0), (forest.outline.max(0) - forest.outline.min(0)) / 2
-    for _ in range(int(span[0] * span[1] / 22)):
-        angle, arm = rng.uniform(0, 2 * math.pi), math.sqrt(rng.uniform(0, 0.62))
-        centre = tuple(middle + span * arm * (math.cos(angle), math.sin(angle)))
-        if canvas.sees(centre, 4):
-            canvas.disc(centre, rng.uniform(1.6, 3.4), tones[int(rng.integers(len(tones)))])
+    count = int(span[0] * span[1] / 26)
+    angle, arm = rng.uniform(0, 2 * math.pi, count), np.sqrt(rng.uniform(0, 0.62, count))[:, None]
+    places = middle + span * arm * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    radii, chosen = rng.uniform(1.6, 3.4, count), tones[rng.integers(len(tones), size=count)]
+    seen = canvas.sees(places, radii)
+    canvas.discs(places[seen], radii[seen], chosen[seen].tolist())
 
 
-def _edge_crowns(outline: np.ndarray, rng: np.random.Generator) -> list[tuple[tuple[float, float], float]]:
-    following = np.roll(outline, -1, axis=0)
-    crowns = []
-    for start, end in zip(outline, following, strict=True):
-        for share in np.arange(0, 1, 3.5 / max(1.0, float(np.linalg.norm(end - start)))):
-            place = start + share * (end - start) + rng.uniform(-0.8, 0.8, 2)
-            crowns.append(((float(place[0]), float(place[1])), rng.uniform(1.8, 3.2)))
-    return crowns
+def _edge_crowns(outline: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Centres [n, 2] and radii [n] of crowns every few metres along `outline`."""
+    corners = np.concatenate([outline, outline[:1]])
+    walked = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(corners, axis=0), axis=1))])
+    stops = np.arange(0, walked[-1], 3.2)
+    places = np.stack([np.interp(stops, walked, corners[:, axis]) for axis in (0, 1)], axis=1)
+    return places + rng.uniform(-0.8, 0.8, places.shape), rng.uniform(1.8, 3.2, len(stops))

@@ -59,7 +59,7 @@ def draw_scene(key: tuple[int, ...], size: int, metres_per_pixel: float | None =
     owner_of, part_of = canvas.owner_tables()
     surfaces = canvas.surface_map()
     return Scene(
-        image=shading.photograph(canvas, light_rng),
+        image=shading.photograph(canvas, surfaces, light_rng),
         object_map=owner_of[surfaces],
         part_map=part_of[surfaces],
         objects=tuple(things.objects),
@@ -104,26 +104,27 @@ def _draw_plan(canvas: Canvas, plan: Plan, rng: np.random.Generator) -> _Registe
 
 def _draw_standing(canvas: Canvas, plan: Plan, things: _Register, rng: np.random.Generator) -> None:
     """What throws shadows: within a kind all shadows come first, so that they fall on the ground and not on their neighbours."""
-    vehicles = [v for v in plan.vehicles if canvas.sees(v.centre, 2 * objects.vehicle_reach(v))]
+    vehicles = _seen(canvas, plan.vehicles, 8.0)
     for vehicle in vehicles:
         objects.shade_vehicle(canvas, vehicle)
     for vehicle in vehicles:
         objects.draw_vehicle(canvas, vehicle, things.add(vehicle.kind, colour=vehicle.colour), rng)
-    houses = [b for b in plan.buildings if canvas.sees(b.centre, math.hypot(b.length, b.width) / 2 + 2 * b.height)]
+    houses = _seen(canvas, plan.buildings, 48.0)
     for house in houses:
         buildings.shade_building(canvas, house)
     for house in houses:
         buildings.draw_building(canvas, house, things.add("building", colour=house.colour, kind=house.kind), rng)
     for forest in plan.forests:
         objects.draw_forest(canvas, forest, things.add("forest"), rng)
-    trees = [t for t in plan.trees if canvas.sees(t.centre, 4 * t.radius)]
-    for tree in trees:
-        objects.shade_tree(canvas, tree)
-    trees_number = things.add("tree")
-    for tree in trees:
-        objects.draw_tree(canvas, tree, trees_number, rng)
-    for plane in plan.aircraft:
-        if canvas.sees(plane.centre, plane.span):
-            heading = (plane.heading + canvas.view.heading) % (2 * math.pi)
-            number = things.add("aircraft", colour=plane.colour, heading=heading, kind=plane.kind)
-            aircraft.draw_aircraft(canvas, plane, number, rng)
+    objects.draw_trees(canvas, _seen(canvas, plan.trees, 10.0), things.add("tree"), rng)
+    for plane in _seen(canvas, plan.aircraft, 40.0):
+        heading = (plane.heading + canvas.view.heading) % (2 * math.pi)
+        number = things.add("aircraft", colour=plane.colour, heading=heading, kind=plane.kind)
+        aircraft.draw_aircraft(canvas, plane, number, rng)
+
+
+def _seen(canvas: Canvas, things: list, reach: float) -> list:
+    """Those that may be seen: no part and no shadow of a thing is farther than `reach` metres from its centre."""
+    if not things:
+        return []
+    return [thing for thing, seen in zip(things, canvas.sees([thing.centre for thing in things], reach), strict=True) if seen]

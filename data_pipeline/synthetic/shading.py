@@ -14,10 +14,9 @@ _MIN_PERIOD_PIXELS = 3.2
 _SHADOW_DARKNESS = np.array([0.56, 0.53, 0.46], np.float32)  # The sky still lights the shade, bluish.
 
 
-def photograph(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """The finished picture uint8 [size, size, 3] of what `canvas` holds."""
+def photograph(canvas: Canvas, surfaces: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The finished picture uint8 [size, size, 3] of what `canvas` holds; `surfaces` is its surface map."""
     view = canvas.view
-    surfaces = canvas.surface_map()
     finish = {name: table[surfaces] for name, table in canvas.finish_tables().items() if table.any()}
     grain = rng.standard_normal(surfaces.shape, dtype=np.float32)
     patches = _value_noise(view, 14.0, rng) + 0.6 * _value_noise(view, 4.0, rng)
@@ -37,7 +36,7 @@ def photograph(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
 
 def _camera(picture: np.ndarray, grain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Exposure, colour of the light, haze and noise; `picture` float32 [h, w, 3] is used up."""
-    exposure = rng.uniform(0.94, 1.1)
+    exposure = rng.uniform(1.0, 1.16)
     tint = np.array([rng.uniform(0.98, 1.04), 1.0, rng.uniform(0.95, 1.03)])
     haze = rng.uniform(0.0, 0.07)
     picture *= (exposure * tint * (1 - haze)).astype(np.float32)

@@ -19,8 +19,12 @@ STALL_WIDTH, STALL_LENGTH, AISLE = 2.7, 5.2, 6.4
 
 def pick(weighted: tuple[tuple[str, float], ...], rng: np.random.Generator) -> str:
     """One of the names, with its weight."""
-    weights = np.array([weight for _, weight in weighted])
-    return weighted[int(rng.choice(len(weighted), p=weights / weights.sum()))][0]
+    mark = rng.random() * sum(weight for _, weight in weighted)
+    for name, weight in weighted:
+        mark -= weight
+        if mark < 0:
+            return name
+    return weighted[-1][0]
 
 
 def car_colour(rng: np.random.Generator) -> str:

@@ -14,6 +14,7 @@ RULE_WORDS = {
 PAIRING = "pairing by order; missing masks repeat the last one (none at all: empty masks); surplus masks are ignored; empty union = 1"
 BASELINE = "whole image"
 ALL = "all"
+ALL_WORDS = "every record of every file: a question that stands in several files counts in each"
 
 
 def make_report(
@@ -33,6 +34,7 @@ def make_report(
         **about,
         "files": {name: score.to_dict() for name, score in files.items()},
         ALL: sum(files.values(), Score()).to_dict(),
+        "all_in_words": ALL_WORDS,
         "baselines": {
             BASELINE: {
                 "files": {name: score.to_dict() for name, score in baselines.items()},
@@ -54,7 +56,7 @@ def format_table(report: Mapping[str, Any]) -> str:
         lines.append("  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))]))
         if number in (0, len(rows) - 3):
             lines.append("-" * len(lines[0]))
-    return "\n".join([*lines, "", f"rule {report['rule']}: {report['rule_in_words']}"])
+    return "\n".join([*lines, "", f"rule {report['rule']}: {report['rule_in_words']}", f"{ALL}: {report['all_in_words']}"])
 
 
 def _row(name: str, figures: Mapping[str, Any]) -> tuple[str, ...]:

@@ -55,15 +55,14 @@ def _shown(image: np.ndarray) -> Image.Image:
 def _with_masks(shown: Image.Image, targets: Sequence[Target], unit: int) -> Image.Image:
     line = max(2, unit // 8)
     masks = [_shown_mask(target.mask, shown.size) for target in targets]
+    shown = _tinted(shown, masks)
     for number, mask in enumerate(masks):
         inner = mask.filter(ImageFilter.MinFilter(2 * line + 1))
         outline = Image.composite(Image.new("L", shown.size), mask, inner)
         # A dark rim outside the coloured line keeps it visible on a background of its own colour.
         rim = Image.composite(Image.new("L", shown.size), mask.filter(ImageFilter.MaxFilter(2 * line + 1)), mask)
-        colour = _colour(number)
-        shown = Image.composite(Image.blend(shown, Image.new("RGB", shown.size, colour), _FILL), shown, mask)
         shown.paste((0, 0, 0), mask=rim.point(lambda v: v * 3 // 4))
-        shown.paste(colour, mask=outline)
+        shown.paste(_colour(number), mask=outline)
     draw = ImageDraw.Draw(shown)
     taken: list[tuple[int, int]] = []
     for number, mask in enumerate(masks):
@@ -72,6 +71,21 @@ def _with_masks(shown: Image.Image, targets: Sequence[Target], unit: int) -> Ima
             taken.append(place)
             _badge(draw, place, number, unit, shown.size)
     return shown
+
+
+def _tinted(shown: Image.Image, masks: Sequence[Image.Image]) -> Image.Image:
+    """The image under a veil of the masks' colours, mixed where masks overlap, so that the image shows through any number of them."""
+    if not masks:
+        return shown
+    colours = np.zeros((shown.height, shown.width, 3), np.float32)
+    covers = np.zeros((shown.height, shown.width, 1), np.float32)
+    for number, mask in enumerate(masks):
+        inside = np.asarray(mask)[..., None] > 0
+        colours += inside * np.float32(_colour(number))
+        covers += inside
+    pixels = np.asarray(shown).astype(np.float32)
+    veiled = pixels * (1 - _FILL) + colours / np.maximum(covers, 1) * _FILL
+    return Image.fromarray(np.where(covers > 0, veiled, pixels).astype(np.uint8))
 
 
 def _shown_mask(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:

@@ -261,10 +261,14 @@ class Loader(Iterator[Batch]):
         return len(self._records)
 
     def __next__(self) -> Batch:
-        """The next batch; StopIteration after the last epoch."""
+        """The next batch; StopIteration after the last epoch, UserError naming a record that cannot be trained on."""
         if self._batches is None:
             self._batches = self._open()
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except UserError as error:
+            # Grain writes remarks about its traceback into the message.
+            raise UserError(str(error).splitlines()[0]) from None
         self._position += self.config.batch_size
         return batch
 

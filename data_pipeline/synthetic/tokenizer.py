@@ -1,0 +1,89 @@
+"""The tokenizer of the tiny preset: a small byte-level BPE that knows the words of the drawn world and of the prompts.
+
+    python -m data_pipeline.synthetic.tokenizer
+
+writes `segearth_r2_jax/inputs/tiny_tokenizer.json` anew. It learns from the wordings alone, not from drawn scenes, so that nothing but
+the words decides it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import segearth_r2_jax.inputs
+from data_pipeline.synthetic import language, palette
+from data_pipeline.synthetic.facts import PLACES, at_place
+from segearth_r2_jax.inputs.conversation import TEMPLATES
+from segearth_r2_jax.inputs.tokenizer import save_tokenizer, train_tokenizer
+
+TINY_TOKENIZER = Path(segearth_r2_jax.inputs.__file__).with_name("tiny_tokenizer.json")
+# An upper bound: the words run out of pairs to merge before it. [SEG] is added to them.
+VOCAB_SIZE = 1023
+
+_COLOURS = {
+    "aircraft": palette.AIRCRAFT_COLOURS,
+    "building": palette.BUILDING_COLOURS,
+    "car": palette.CAR_COLOURS,
+    "field": palette.FIELD_COLOURS,
+    "truck": palette.CAR_COLOURS,
+}
+
+
+def corpus() -> list[str]:
+    """Every wording of the training set with the names it is used with, and the prompts around them."""
+    texts = [part for template in TEMPLATES.values() for part in (template.before_image, template.after_image, template.before_answer)]
+    texts += language.fixed_texts()
+    singular, plural = _phrases()
+    for phrase, noun in singular + plural:
+        many = (phrase, noun) in plural
+        texts += [wording.format(phrase=phrase) for wording in language.SHORT_REQUESTS.train if not (many and "Where is" in wording)]
+        texts += [wording.format(phrase=phrase) for wording in language.LONG_REQUESTS.train]
+        texts += [language.named_answer([noun], many), language.full_answer([noun], many, None)]
+    for row in PLACES:
+        for place in row:
+            texts += [hint.format(place=at_place(place)) for hint in language.PLACE_HINTS.train]
+            texts += [language.full_answer([name], False, at_place(place)) for name in language.PLURALS]
+    for name, many in language.PLURALS.items():
+        texts.append(language.EMPTY_ANSWER.format(noun=name))
+        texts += [context.format(scene=language.joined([many, language.with_article(name)])) for context in language.CONTEXTS.train]
+    texts += [language.short_answer(count) for count in (1, 2, 3)]
+    return texts
+
+
+def _phrases() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(phrase, noun of the answer) of one thing, and of several."""
+    singular, plural = [], [(f"all {noun}", noun) for noun in language.GROUPS]
+    for name, many in language.PLURALS.items():
+        plural.append((f"all {many}", many))
+        singular.append((f"the {name}", name))
+        singular += [(f"the {word} {name}", f"{word} {name}") for word in ("largest", "leftmost", "rightmost", "uppermost", "lowest")]
+        singular += [(f"the {name} {at_place(place)}", name) for row in PLACES for place in row]
+        singular.append((f"the {name} nearest to the {name}", name))
+        plural += [(f"each {name} from left to right", name), (f"the two largest {many}, the larger one first", name)]
+        for colour in _COLOURS.get(name, ()):
+            plural.append((f"all {colour} {many}", f"{colour} {many}"))
+            singular.append((f"the {colour} {name}", f"{colour} {name}"))
+    for part in language.PARTS:
+        (plural if part in language.PLURAL_PARTS else singular).append((f"the {part} of the aircraft", part))
+    return singular, plural
+
+
+def write_tiny_tokenizer(path: Path) -> None:
+    """Trains the tokenizer and writes it to `path`: the same file every time."""
+    save_tokenizer(train_tokenizer(corpus(), VOCAB_SIZE), path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m data_pipeline.synthetic.tokenizer", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=TINY_TOKENIZER, metavar="FILE", help="default: the one in the package")
+    output = parser.parse_args(arguments).output
+    write_tiny_tokenizer(output)
+    print(output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

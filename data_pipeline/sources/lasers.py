@@ -97,7 +97,10 @@ def benchmarks(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def read_rows(folder: str | os.PathLike[str], split: str, file: Path | None = None) -> list[Row]:
-    """The checked rows of a split, in the order of the files, or of one annotation file of it."""
+    """The checked rows of a split, in the order of the files, or of one annotation file of it.
+
+    A benchmark may be empty (a small set has no rows of some kind), a split may not. Raises UserError naming the file and the row.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected a data set in the LaSeRS layout")
@@ -107,6 +110,8 @@ def read_rows(folder: str | os.PathLike[str], split: str, file: Path | None = No
     for annotation in files:
         for number, content in enumerate(_read_list(annotation)):
             rows.append(_check_row(content, number, annotation, folder, images, masks_required=split == "train"))
+    if not rows and file is None:
+        raise UserError(f"{folder / split / 'annotations'}: the annotations hold no row")
     return rows
 
 
@@ -141,8 +146,8 @@ def _read_list(file: Path) -> list[Any]:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not a JSON file ({error})") from None
-    if not isinstance(content, list) or not content:
-        raise UserError(f"{file}: expected a JSON list of annotations with at least one entry")
+    if not isinstance(content, list):
+        raise UserError(f"{file}: expected a JSON list of annotations")
     return content
 
 

@@ -127,14 +127,20 @@ def test_what_only_the_image_tells_is_checked_with_it(lasers_copy):
         ("", "not a JSON file"),
         ("[{]", "not a JSON file"),
         ("{}", "expected a JSON list"),
-        ("[]", "expected a JSON list"),
+        ("[]", "hold no row"),
         ("[3]", "entry 0: "),
     ],
 )
 def test_a_wrong_file_is_named(lasers_copy, text, message):
     (lasers_copy / "train/annotations/train_ann.json").write_text(text)
-    with pytest.raises(UserError, match=rf"train_ann\.json: .*{message}"):
+    with pytest.raises(UserError, match=rf"train/annotations.*: .*{message}"):
         lasers.read_rows(lasers_copy, "train")
+
+
+def test_a_benchmark_without_rows(lasers_copy):
+    (lasers_copy / "test/annotations/test_part_level.json").write_text("[]")
+    assert list(lasers.evaluation_records(lasers_copy, "test_part_level")) == []
+    assert len(lasers.read_rows(lasers_copy, "test")) == 3
 
 
 def test_a_wrong_folder_is_named(tmp_path):

@@ -1,0 +1,51 @@
+"""The tiny preset's stored tokenizer: made from the drawn world's words alone, and fit for any text."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipeline.synthetic.facts import Facts
+from data_pipeline.synthetic.records import TRAIN_SHARES, make_instructions
+from data_pipeline.synthetic.scene import draw_scene
+from data_pipeline.synthetic.tokenizer import TINY_TOKENIZER, main
+from segearth_r2_jax.inputs.tokenizer import load_tokenizer, seg_token_id
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(TINY_TOKENIZER)
+
+
+def test_the_stored_file_is_what_the_words_give(tmp_path):
+    assert main(["--output", str(tmp_path / "again.json")]) == 0
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(TINY_TOKENIZER.read_text())
+
+
+def test_it_is_small_and_has_the_tokens_that_the_model_needs(tokenizer):
+    assert 512 <= len(tokenizer) <= 1024
+    assert seg_token_id(tokenizer) == len(tokenizer) - 1
+    assert tokenizer.eos_token == tokenizer.pad_token == "<|endoftext|>"
+    assert tokenizer("It is [SEG].<|endoftext|>")["input_ids"].count(seg_token_id(tokenizer)) == 1
+
+
+@pytest.mark.parametrize("text", ["", " ", "the lake", "\n\n  two\tlines ", "Größe, naïve, 漢字, 🛩️", "".join(map(chr, range(1, 512)))])
+def test_any_text_comes_back(tokenizer, text):
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_words_are_split_as_the_label_rules_expect(tokenizer):
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(" ASSISTANT: \nSure, the <p>lake</p>[SEG].")["input_ids"])
+    assert tokens[:5] == ["ĠASSISTANT", ":", "Ġ", "Ċ", "Sure"]
+
+
+def test_drawn_instructions_take_few_tokens(tokenizer):
+    lengths = []
+    for index in range(10):
+        for made in make_instructions(Facts(draw_scene((1, index), 64)), 4, TRAIN_SHARES, np.random.default_rng(index)):
+            lengths.append(len(tokenizer(made.description + made.answer)["input_ids"]))
+    assert np.mean(lengths) < 40
+    assert max(lengths) < 140

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import shutil
@@ -98,6 +99,7 @@ def import_reference(
     Raises:
         UserError: the source is not a whole checkpoint of this network, or the target exists and `force` is not given.
     """
+    _check_target(target, source, force)
     folder = source if source.is_dir() else source.parent
     tensors = read_safetensors(source)
     original = read_json(folder / "config.json")
@@ -116,7 +118,7 @@ def import_reference(
                 total[array.dtype.name] += array.nbytes
                 yield name, array
 
-    with _built_aside(target, source, force) as partial:
+    with _built_aside(target) as partial:
         parameters, unused = {}, {}
         for placed in keys.to_parameters(stored()):
             (parameters if placed.used else unused)[placed.name] = placed.array
@@ -138,6 +140,7 @@ def export_reference(source: Path, target: Path, *, dtype: np.typing.DTypeLike |
     Raises:
         UserError: the source is not a whole checkpoint of this network, or the target exists and `force` is not given.
     """
+    _check_target(target, source, force)
     settings = manager.read_config(source)
     config = manager.read_model_config(source)
     parameters = manager.load_parameters(source)
@@ -148,27 +151,28 @@ def export_reference(source: Path, target: Path, *, dtype: np.typing.DTypeLike |
     template = settings.get("template", REFERENCE_TEMPLATE)
     content = reference_config(config, settings.get("reference"))
     content[EXTRA]["template"] = template
-    written: set[str] = set()
+    written: dict[str, str] = {}
     total: Counter[str] = Counter()
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for name, array in keys.to_reference(parameters, manager.load_unused(source)):
             array = array if dtype is None else _cast(name, array, dtype)
-            written.add(name)
+            written[name] = array.dtype.name
             total[array.dtype.name] += array.nbytes
             yield name, array
 
-    with _built_aside(target, source, force) as partial:
+    with _built_aside(target) as partial:
         write_safetensors(partial, tensors())
         content.pop("torch_dtype", None)
-        floats = [name for name in total if "float" in name]
-        if len(floats) == 1:
-            content["torch_dtype"] = floats[0]
+        dtypes = {written[name] for name, parts in keys.parts.items() if parts}
+        if len(dtypes) == 1:
+            content["torch_dtype"] = dtypes.pop()
         write_json(partial / "config.json", content)
         _copy_tokenizer(source, partial)
     return _report(keys, written, total, template)
 
 
+@functools.cache
 def _key_map(config: SegEarthR2Config) -> KeyMap:
     return KeyMap(segearth_r2_rules(config), module_params(abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs))))
 
@@ -202,16 +206,16 @@ def _summary(names: Iterable[str], everything: Iterable[str]) -> tuple[str, ...]
     """A few lines that say which of `everything` the `names` are: whole subtrees as "prefix.*", layer numbers as "*", with counts."""
     names = list(names)
     others = set(everything) - set(names)
-    subtrees: dict[str, int] = Counter()
+    subtrees: Counter[str] = Counter()
     for name in names:
         steps = name.split(".")
         prefixes = [".".join(steps[:depth]) for depth in range(1, len(steps))]
         whole = next((prefix for prefix in prefixes if not any(other.startswith(f"{prefix}.") for other in others)), None)
         subtrees[name if whole is None else f"{whole}.*"] += 1
-    lines: dict[str, int] = Counter()
-    for subtree, count in subtrees.items():
-        lines[re.sub(r"\.\d+(?=\.)", ".*", subtree)] += count
-    return tuple(f"{line} ({count})" for line, count in lines.items())
+    alike: dict[str, list[str]] = {}
+    for subtree in subtrees:
+        alike.setdefault(re.sub(r"\.\d+(?=\.)", ".*", subtree), []).append(subtree)
+    return tuple(f"{line if len(those) > 1 else those[0]} ({sum(map(subtrees.get, those))})" for line, those in alike.items())
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
@@ -220,17 +224,21 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-@contextlib.contextmanager
-def _built_aside(target: Path, source: Path, force: bool) -> Iterator[Path]:
-    """A folder beside `target` that takes its place when it is whole, and vanishes if it never is."""
-    target, source = target.absolute(), source.resolve()
-    if source == target.resolve() or target.resolve() in source.parents:
+def _check_target(target: Path, source: Path, force: bool) -> None:
+    if source.resolve() == target.resolve() or target.resolve() in source.resolve().parents:
         raise UserError(f"{target}: is or holds the source; expected another place")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        if not force:
-            raise UserError(f"{target}: exists; choose another target or pass --force to replace it")
-        if not target.is_dir() or not (target / "config.json").is_file():
-            raise UserError(f"{target}: exists and is no checkpoint folder; it is not replaced")
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not force:
+        raise UserError(f"{target}: exists; choose another target or pass --force to replace it")
+    if not (target / "config.json").is_file():
+        raise UserError(f"{target}: exists and is no checkpoint folder; it is not replaced")
+
+
+@contextlib.contextmanager
+def _built_aside(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its place when it is whole, and vanishes if it never is."""
+    target = target.absolute()
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:

@@ -30,3 +30,11 @@ def fixtures_dir() -> Path:
 def data_dir() -> Path:
     """Real images and masks; the test is skipped where they are absent."""
     return _folder("SEGEARTH_R2_DATA", SHARED / "data")
+
+
+@pytest.fixture(scope="session")
+def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder with a small network of random weights; answers hold [SEG] and never end by themselves."""
+    from tiny_checkpoint import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))

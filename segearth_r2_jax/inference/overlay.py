@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from segearth_r2_jax.inference.segment import Segmentation, Target
 from segearth_r2_jax.inputs.tokenizer import SEG_TOKEN
@@ -57,10 +57,11 @@ def _with_masks(shown: Image.Image, targets: Sequence[Target], unit: int) -> Ima
     masks = [_shown_mask(target.mask, shown.size) for target in targets]
     shown = _tinted(shown, masks)
     for number, mask in enumerate(masks):
-        inner = mask.filter(ImageFilter.MinFilter(2 * line + 1))
-        outline = Image.composite(Image.new("L", shown.size), mask, inner)
+        # A pixel whose neighbourhood is not all mask, or not all background, is at the edge. A blur finds it faster than rank filters.
+        near = mask.filter(ImageFilter.BoxBlur(line))
+        outline = ImageChops.multiply(mask, near.point(lambda v: 255 * (v < 255)))
         # A dark rim outside the coloured line keeps it visible on a background of its own colour.
-        rim = Image.composite(Image.new("L", shown.size), mask.filter(ImageFilter.MaxFilter(2 * line + 1)), mask)
+        rim = ImageChops.subtract(near.point(lambda v: 255 * (v > 0)), mask)
         shown.paste((0, 0, 0), mask=rim.point(lambda v: v * 3 // 4))
         shown.paste(_colour(number), mask=outline)
     draw = ImageDraw.Draw(shown)

@@ -10,11 +10,12 @@ fixed number of masks. A new image size, a new instruction of the same bucket or
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,36 @@ class EncodedImage:
     features: PixelDecoderOutput
 
 
+class _Compiled(NamedTuple):
+    encode: Callable[..., tuple[jax.Array, PixelDecoderOutput]]
+    answer: Callable[..., Generation]
+    masks: Callable[..., jax.Array]
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(config: SegEarthR2Config, dtype: str, eos_id: int, seg_id: int) -> _Compiled:
+    """The compiled functions of a network, shared by all Segmenters of its configuration; each compiles at its first call."""
+    abstract = _abstract(config)
+
+    def encode(params: Params, image: jax.Array, image_siglip: jax.Array) -> tuple[jax.Array, PixelDecoderOutput]:
+        exact = wide(dtype)
+        pixels, pixels_siglip = normalize_for_swin(image, exact).astype(dtype), normalize_for_siglip(image_siglip, exact).astype(dtype)
+        return encode_image(bind(abstract, params), pixels, pixels_siglip)
+
+    def answer(params: Params, image_tokens: list[jax.Array], rows: Mapping[str, jax.Array], max_new_tokens: int) -> Generation:
+        tokens = jnp.concatenate(image_tokens)
+        return answer_prompts(bind(abstract, params), tokens, **rows, eos_id=eos_id, seg_id=seg_id, max_new_tokens=max_new_tokens)
+
+    def masks(params: Params, features: list[PixelDecoderOutput], seg_states: jax.Array) -> jax.Array:
+        return final_masks(bind(abstract, params), jax.tree.map(lambda *maps: jnp.concatenate(maps), *features), seg_states)
+
+    return _Compiled(jax.jit(encode), jax.jit(answer, static_argnames="max_new_tokens"), jax.jit(masks))
+
+
+def _abstract(config: SegEarthR2Config) -> SegEarthR2:
+    return abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs))
+
+
 class Segmenter:
     """A network with its parameters and its tokenizer, ready to answer."""
 
@@ -108,35 +139,13 @@ class Segmenter:
         self.step = step
         self.tokenizer = tokenizer
         self.seg_id = seg_token_id(tokenizer)
-        if not 0 <= self.seg_id < min(config.phi.embed_rows, config.phi.vocab_size):
+        if len(tokenizer) > config.phi.embed_rows or self.seg_id >= config.phi.vocab_size:
             raise UserError(
-                f"the tokenizer's {SEG_TOKEN} is token {self.seg_id}, the model has {config.phi.embed_rows} word embeddings: "
-                "the tokenizer belongs to another checkpoint"
+                f"the tokenizer has {len(tokenizer)} tokens ({SEG_TOKEN} is {self.seg_id}), the model {config.phi.embed_rows} word "
+                f"embeddings and {config.phi.vocab_size} outputs: the tokenizer belongs to another checkpoint"
             )
         self._params = jax.device_put(jax.tree.map(lambda a: a.astype(dtype), params))
-        abstract = abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs))
-
-        def encode(params: Params, image: jax.Array, image_siglip: jax.Array) -> tuple[jax.Array, PixelDecoderOutput]:
-            exact = wide(dtype)
-            pixels, pixels_siglip = normalize_for_swin(image, exact).astype(dtype), normalize_for_siglip(image_siglip, exact).astype(dtype)
-            return encode_image(bind(abstract, params), pixels, pixels_siglip)
-
-        def answer(params: Params, image_tokens: list[jax.Array], rows: Mapping[str, jax.Array], max_new_tokens: int) -> Generation:
-            return answer_prompts(
-                bind(abstract, params),
-                jnp.concatenate(image_tokens),
-                **rows,
-                eos_id=tokenizer.eos_token_id,
-                seg_id=self.seg_id,
-                max_new_tokens=max_new_tokens,
-            )
-
-        def masks(params: Params, features: list[PixelDecoderOutput], seg_states: jax.Array) -> jax.Array:
-            return final_masks(bind(abstract, params), jax.tree.map(lambda *maps: jnp.concatenate(maps), *features), seg_states)
-
-        self._encode = jax.jit(encode)
-        self._answer = jax.jit(answer, static_argnames="max_new_tokens")
-        self._masks = jax.jit(masks)
+        self._compiled = _compiled(config, dtype, tokenizer.eos_token_id, self.seg_id)
 
     @classmethod
     def load(cls, checkpoint: str | os.PathLike[str], *, dtype: str | None = None, template: str | None = None) -> Segmenter:
@@ -155,8 +164,7 @@ class Segmenter:
         get_template(stated)
         config = read_model_config(checkpoint)
         tokenizer = load_tokenizer(checkpoint)
-        abstract = module_params(abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs)))
-        params = load_parameters(checkpoint, abstract, dtype)
+        params = load_parameters(checkpoint, module_params(_abstract(config)), dtype)
         return cls(config, params, tokenizer, template=stated, dtype=dtype, checkpoint=str(checkpoint), step=latest_step(checkpoint))
 
     def encode(self, image: np.ndarray) -> EncodedImage:
@@ -164,7 +172,7 @@ class Segmenter:
         height, width = image.shape[:2]
         framed = Letterbox(height, width, self.config.image_size).place_image(image)
         squashed = squash(image, self.config.siglip.image_size)
-        image_tokens, features = self._encode(self._params, framed[None], squashed[None])
+        image_tokens, features = self._compiled.encode(self._params, framed[None], squashed[None])
         return EncodedImage(height, width, image_tokens, features)
 
     def segment(self, image: np.ndarray | EncodedImage, instruction: str, *, max_new_tokens: int = 128) -> Segmentation:
@@ -177,7 +185,7 @@ class Segmenter:
     def segment_batch(
         self, images: Sequence[np.ndarray | EncodedImage], instructions: Sequence[str], *, max_new_tokens: int = 128
     ) -> list[Segmentation]:
-        """Answers `instructions[i]` about `images[i]`, all at once; the answers do not depend on what else is in the batch.
+        """Answers `instructions[i]` about `images[i]`, all at once; up to rounding, as if each were alone.
 
         Batches are filled up to a power of two and prompts to a common bucket: the last, smaller batch of many compiles at most once.
         """
@@ -188,7 +196,7 @@ class Segmenter:
         size = 1 << (len(rows) - 1).bit_length()
         filled = encoded + encoded[-1:] * (size - len(rows))
         generation = jax.device_get(
-            self._answer(self._params, [e.image_tokens for e in filled], _prompt_arrays(rows, size), max_new_tokens=max_new_tokens)
+            self._compiled.answer(self._params, [e.image_tokens for e in filled], _prompt_arrays(rows, size), max_new_tokens=max_new_tokens)
         )
         logits = self._frame_logits([e.features for e in filled], generation)
         return [self._segmentation(encoded[i], generation, i, logits[i]) for i in range(len(rows))]
@@ -207,7 +215,7 @@ class Segmenter:
         for first in range(0, int(generation.seg_counts.max()), MASKS_PER_PASS):
             states = generation.seg_states[:, first : first + MASKS_PER_PASS]
             states = np.pad(states, ((0, 0), (0, MASKS_PER_PASS - states.shape[1]), (0, 0)))
-            passes.append(np.asarray(self._masks(self._params, features, states), np.float32))
+            passes.append(np.asarray(self._compiled.masks(self._params, features, states), np.float32))
         empty = np.zeros((len(features), 0, side, side), np.float32)
         logits = np.concatenate([empty, *passes], axis=1)
         return [logits[i, :count] for i, count in enumerate(generation.seg_counts)]

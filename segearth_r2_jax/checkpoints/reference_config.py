@@ -58,10 +58,10 @@ def config_from_reference(config: Mapping[str, Any], shapes: Shapes) -> SegEarth
     heads = _get(config, "num_attention_heads")
     if (config.get("num_key_value_heads") or heads) != heads:
         raise UserError(f"config.json: num_key_value_heads {config['num_key_value_heads']} differs from num_attention_heads {heads}")
-    extra = config.get(EXTRA, {})
-    swin = _swin(shapes)
     try:
-        return SegEarthR2Config(
+        extra = config.get(EXTRA, {})
+        swin = _swin(shapes)
+        built = SegEarthR2Config(
             siglip=SiglipConfig(
                 hidden_size=_get(vision, "hidden_size"),
                 intermediate_size=_get(vision, "intermediate_size"),
@@ -89,7 +89,8 @@ def config_from_reference(config: Mapping[str, Any], shapes: Shapes) -> SegEarth
             mask_decoder=_mask_decoder(shapes, extra.get("mask_decoder_heads", 8)),
             image_size=extra.get("image_size", 1024),
         )
-    except ValueError as error:
+        return SegEarthR2Config.from_dict(built.to_dict())  # which checks the types
+    except (ValueError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:  # a number that is a string, a flat table, ...
         raise UserError(f"config.json and the stored tensors do not describe a network: {error}") from error
 
 

@@ -32,7 +32,7 @@ from segearth_r2_jax.errors import UserError
 WORLD_VERSION = 1
 SUMMARY = "synthetic.json"
 SPLITS = ("train", "test")
-MIN_SIZE, MAX_SIZE = 64, 8192
+MIN_SIZE, MAX_SIZE = 64, 4096
 # Level 2 of zlib: four times faster than the default and no larger on these pictures.
 _PNG_LEVEL = 2
 

@@ -94,14 +94,17 @@ class Canvas:
             self._draw_shadow.ellipse(box, fill=0)
 
     def shade_prism(self, points: np.ndarray, height: float) -> None:
-        """Casts the shadow of an upright body of `height` metres that stands on the polygon `points` [n, 2]."""
+        """Casts the shadow of an upright body of `height` metres that stands on the convex clockwise polygon `points` [n, 2]."""
         foot = self._place(points)
-        top = foot + self._shadow_step * height
-        following = np.roll(np.arange(len(foot)), -1)
-        sides = np.stack([foot, foot[following], top[following], top], axis=1).reshape(len(foot), -1)
-        for side in sides.tolist():
-            self._draw_shadow.polygon(side, fill=255)
-        self._draw_shadow.polygon(top.ravel().tolist(), fill=255)
+        edges = np.roll(foot, -1, axis=0) - foot
+        dx, dy = self._shadow_step * height
+        # Clockwise on the picture, an edge looks along (y, -x): those that look the way the shadow falls move to its far end.
+        leading = edges[:, 1] * dx > edges[:, 0] * dy
+        outline: list[float] = []
+        for (x, y), before, after in zip(foot.tolist(), np.roll(leading, 1).tolist(), leading.tolist(), strict=True):
+            near, far = [x, y], [x + dx, y + dy]
+            outline += far if before and after else near if not (before or after) else near + far if after else far + near
+        self._draw_shadow.polygon(outline, fill=255)
 
     def shade_floating(self, points: np.ndarray, height: float) -> None:
         """Casts the shadow of a thin body `points` [n, 2] at `height` metres above the ground, such as a wing."""
@@ -149,9 +152,8 @@ class Canvas:
 
     def finish_tables(self) -> dict[str, np.ndarray]:
         """Each field of `Finish` for every surface: float32 [surfaces]."""
-        names = [field.name for field in dataclasses.fields(Finish)]
-        rows = np.array([[getattr(finish, name) for name in names] for finish in self._finishes], np.float32)
-        return dict(zip(names, rows.T, strict=True))
+        columns = np.ascontiguousarray(np.array([finish.row for finish in self._finishes], np.float32).T)
+        return dict(zip([field.name for field in dataclasses.fields(Finish)], columns, strict=True))
 
     def _place(self, points: np.ndarray) -> np.ndarray:
         return np.asarray(points) @ self._turn + self._centre

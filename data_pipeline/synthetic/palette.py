@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -85,6 +86,11 @@ class Finish:
     furrow: float = 0.0  # parallel rows
     furrow_period: float = 4.0  # metres
     furrow_heading: float = 0.0  # radians in the layout's frame
+
+    @functools.cached_property
+    def row(self) -> tuple[float, ...]:
+        """The fields in order."""
+        return dataclasses.astuple(self)
 
 
 GRASSY = Finish(grain=0.05, mottle=0.13)

@@ -17,7 +17,7 @@ _SHADOW_DARKNESS = np.array([0.56, 0.53, 0.46], np.float32)  # The sky still lig
 def photograph(canvas: Canvas, surfaces: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The finished picture uint8 [size, size, 3] of what `canvas` holds; `surfaces` is its surface map."""
     view = canvas.view
-    finish = {name: table[surfaces] for name, table in canvas.finish_tables().items() if table.any()}
+    finish = {name: table.take(surfaces) for name, table in canvas.finish_tables().items() if table.any()}
     grain = rng.standard_normal(surfaces.shape, dtype=np.float32)
     patches = _value_noise(view, 14.0, rng) + 0.6 * _value_noise(view, 4.0, rng)
     brightness = 1 + finish["grain"] * grain

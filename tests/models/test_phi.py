@@ -24,10 +24,16 @@ def abstract(config: PhiConfig) -> Phi:
 
 
 def random_params(config: PhiConfig) -> dict:
-    """Parameters with values everywhere: biases, and the B of the low-rank adaptation, start at 0, where an error could hide."""
-    params = flatten(init_params(lambda rngs: Phi(config, rngs=rngs), 0))
+    """Values everywhere: biases, and the B of the low-rank adaptation, start at 0 in training, where an error could hide."""
     rng = np.random.default_rng(0)
-    return unflatten({path: leaf + jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype) * 0.05 for path, leaf in params.items()})
+
+    def draw(path: str, shape: tuple[int, ...]) -> jax.Array:
+        values = rng.normal(size=shape)
+        if path.endswith(("kernel", "lora_a", "lora_b")):
+            return jnp.asarray(values / shape[-2] ** 0.5, jnp.float32)
+        return jnp.asarray(0.1 * values + path.endswith("scale"), jnp.float32)
+
+    return unflatten({path: draw(path, leaf.shape) for path, leaf in sorted(flatten(module_params(abstract(config))).items())})
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +192,10 @@ def test_the_program_does_not_grow_with_the_layers(embeds: jax.Array):
 def test_low_rank_adaptation_starts_at_the_base_and_sits_on_q_and_v(phi: Phi, embeds: jax.Array):
     config = dataclasses.replace(CONFIG, lora=LoraConfig(rank=2, alpha=6.0, dropout=0.0))
     fresh = flatten(init_params(lambda rngs: Phi(config, rngs=rngs), 0))
-    added = {path for path in fresh if "lora" in path}
+    params = flatten(module_params(phi))
+    added = fresh.keys() - params.keys()
     assert added == {f"layers/self_attn/{name}/lora_{m}" for name in ("q_proj", "v_proj") for m in "ab"}
-    params = flatten(module_params(phi)) | {path: fresh[path] for path in added}
+    params |= {path: fresh[path] for path in added}
     np.testing.assert_allclose(run(bind(abstract(config), unflatten(params)), embeds, ALL), run(phi, embeds, ALL), atol=1e-5)
 
     rng = np.random.default_rng(0)

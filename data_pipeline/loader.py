@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -248,7 +249,10 @@ class Loader(Iterator[Batch]):
                 f"loader: {len(self._records)} records x {config.num_epochs} epochs do not fill one batch of {config.batch_size}"
             )
         self._position = 0  # In the global stream: how many records all processes together have been given.
-        self._batches: Any = None
+        # Grain's iterator while there is one. Its threads complain if the interpreter goes away under them, so that a loader which
+        # nobody closes is closed at exit, and its iterator forgotten while Grain's modules are still whole.
+        self._iterator: list[Any] = []
+        weakref.finalize(self, _close, self._iterator)
 
     @property
     def skipped(self) -> int:
@@ -262,10 +266,10 @@ class Loader(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         """The next batch; StopIteration after the last epoch, UserError naming a record that cannot be trained on."""
-        if self._batches is None:
-            self._batches = self._open()
+        if not self._iterator:
+            self._iterator.append(self._open())
         try:
-            batch = next(self._batches)
+            batch = next(self._iterator[0])
         except UserError as error:
             # Grain writes remarks about its traceback into the message.
             raise UserError(str(error).splitlines()[0]) from None
@@ -290,9 +294,7 @@ class Loader(Iterator[Batch]):
 
     def close(self) -> None:
         """Ends threads and worker processes; a later `next` starts them again."""
-        if self._batches is not None:
-            self._batches.close()
-            self._batches = None
+        _close(self._iterator)
 
     def __enter__(self) -> Loader:
         return self
@@ -340,3 +342,8 @@ class Loader(Iterator[Batch]):
         batches = dataset.batch(local_batch, drop_remainder=True, batch_fn=lambda made: collate(made, config))
         # The next batch is put together while the accelerator works on this one.
         return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+
+
+def _close(iterator: list[Any]) -> None:
+    if iterator:
+        iterator.pop().close()

@@ -6,7 +6,11 @@ import dataclasses
 import io
 import itertools
 import json
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +21,7 @@ from data_pipeline import masks
 from data_pipeline.build_shards import build_shards
 from data_pipeline.loader import ListedRecords, Loader, LoaderConfig, ShardedRecords
 from segearth_r2_jax.errors import UserError
-from segearth_r2_jax.inputs import conversation
+from segearth_r2_jax.inputs import conversation, tokenizer
 from segearth_r2_jax.inputs.image_processing import squash
 from segearth_r2_jax.inputs.letterbox import Letterbox
 from segearth_r2_jax.raster.rle import encode
@@ -182,6 +186,22 @@ def test_it_goes_back_in_place(shards, small_tokenizer, batches):
         next(loader)
         loader.set_state(state)
         assert_same(next(loader), batches[1])
+
+
+def test_a_loader_that_nobody_closes_leaves_quietly(shards, tmp_path, small_tokenizer):
+    tokenizer.save_tokenizer(small_tokenizer, tmp_path / "tokenizer.json")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from data_pipeline.loader import Loader, LoaderConfig, ShardedRecords\n"
+        "from segearth_r2_jax.inputs.tokenizer import load_tokenizer\n"
+        f"source, tokenizer = ShardedRecords({str(shards.folder)!r}), load_tokenizer({str(tmp_path)!r})\n"
+        f"loader = Loader(source, tokenizer, {CONFIG!r})\n"
+        "print(next(loader)['record_index'].shape)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "(2,)\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_state_of_other_data_is_refused(shards, small_tokenizer):

@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,11 @@ WORLD_VERSION = 1
 SUMMARY = "synthetic.json"
 SPLITS = ("train", "test")
 MIN_SIZE, MAX_SIZE = 64, 4096
+MAX_EXTENT = 2000  # metres from edge to edge
 # Level 2 of zlib: four times faster than the default and no larger on these pictures.
 _PNG_LEVEL = 2
+# Where no terminal shows a bar, a line is printed this often.
+_LOG_SECONDS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,9 @@ class WorldSettings:
             raise UserError(f"--records {self.records}: expected one or more")
         if self.metres_per_pixel is not None and not 0.05 <= self.metres_per_pixel <= 10:
             raise UserError(f"--metres-per-pixel {self.metres_per_pixel}: expected 0.05 to 10")
+        if self.metres_per_pixel is not None and self.size * self.metres_per_pixel > MAX_EXTENT:
+            largest = MAX_EXTENT / self.size
+            raise UserError(f"--metres-per-pixel {self.metres_per_pixel}: expected {largest:.3g} or less at --size {self.size}")
 
 
 def synthesize(settings: WorldSettings, output: str | os.PathLike[str], workers: int | None = None, progress: bool = True) -> bool:
@@ -119,9 +126,11 @@ def _write_scenes(settings: WorldSettings, folder: Path, workers: int, progress:
     files: dict[str, list[dict[str, Any]]] = {"train_data": [], **{name: [] for name in TEST_FILES}}
     counts: dict[str, int] = {}
     jobs = [(settings, str(folder), split, index) for split in SPLITS for index in range(getattr(settings, split))]
-    hidden = None if progress else True  # None: shown on a terminal only.
-    with _mapped(workers, jobs) as results, tqdm(total=len(jobs), desc="drawing", unit=" scenes", disable=hidden) as bar:
-        for (_, _, split, _), made in zip(jobs, results, strict=True):
+    terminal = sys.stderr.isatty()
+    told = time.monotonic()
+    bar = tqdm(total=len(jobs), desc="drawing", unit=" scenes", disable=not (progress and terminal))
+    with bar, _mapped(workers, jobs) as results:
+        for done, ((_, _, split, _), made) in enumerate(zip(jobs, results, strict=True), 1):
             for cell, record in made:
                 for name in ("train_data",) if split == "train" else cell.files:
                     files[name].append(record)
@@ -129,6 +138,9 @@ def _write_scenes(settings: WorldSettings, folder: Path, workers: int, progress:
                     key = f"{split} {name.removeprefix('test_')}"
                     counts[key] = counts.get(key, 0) + 1
             bar.update()
+            if progress and not terminal and time.monotonic() - told > _LOG_SECONDS:
+                told = time.monotonic()
+                print(f"drawing: {done} of {len(jobs)} scenes", file=sys.stderr, flush=True)
     for name, records in files.items():
         place = folder / ("train" if name == "train_data" else "test") / "annotations" / f"{name}.json"
         place.write_text(json.dumps(records), encoding="utf-8")

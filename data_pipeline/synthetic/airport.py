@@ -71,14 +71,14 @@ def _park_aircraft(plan: Plan, apron: Rect, rng: np.random.Generator) -> None:
     while y < apron.y1:
         kind = pick((("jet", 0.86), ("propeller", 0.14)), rng)
         span = rng.uniform(30, min(46, apron.width * 0.66)) if kind == "jet" else rng.uniform(15, 20)
-        y += span / 2 + rng.uniform(3, 9)
+        y += span * 0.54 + rng.uniform(2, 7)
         x = apron.centre[0] + rng.uniform(-0.5, 0.5) * (apron.width - span * 1.12)
         if rng.random() < 0.82:
             heading = common + rng.normal(0, 0.14)
             colour = pick(_AIRCRAFT_COLOURS, rng)
             accent = palette.jittered(_ACCENTS[int(rng.integers(len(_ACCENTS)))], rng)
             plan.aircraft.append(Aircraft(kind, colour, accent, (x, y), heading, span))
-        y += span / 2 + rng.uniform(2, 6)
+        y += span * 0.54 + rng.uniform(3, 7)
         if rng.random() < 0.5:
             spot = (rng.uniform(apron.x0 + 6, apron.x1 - 6), y)
             service = pick((("truck", 0.55), ("car", 0.45)), rng)

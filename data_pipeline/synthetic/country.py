@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from data_pipeline.synthetic import palette
-from data_pipeline.synthetic.plan import Field, Forest, Lake, Patch, Plan, Tree
+from data_pipeline.synthetic.plan import Building, Field, Forest, Lake, Patch, Plan, Tree
 from data_pipeline.synthetic.shapes import Rect, blob
 
 
@@ -62,13 +63,13 @@ def plant_park(plan: Plan, rect: Rect, rng: np.random.Generator) -> None:
     scatter_trees(plan, rect, int(rect.width * rect.height / 420), rng)
 
 
-def scatter_trees(plan: Plan, rect: Rect, count: int, rng: np.random.Generator) -> None:
-    """Up to `count` trees in `rect`, none on a building or in a river."""
+def scatter_trees(plan: Plan, rect: Rect, count: int, rng: np.random.Generator, buildings: Sequence[Building] = ()) -> None:
+    """Up to `count` trees in `rect`, none on one of `buildings` or in a river."""
     largest = min(3.6, rect.width / 2, rect.height / 2)
     for _ in range(count if largest > 1.6 else 0):
         radius = rng.uniform(1.6, largest)
         centre = (rng.uniform(rect.x0 + radius, rect.x1 - radius), rng.uniform(rect.y0 + radius, rect.y1 - radius))
-        if plan.free(centre, 0.4 * radius) and plan.dry(centre, radius):
+        if plan.dry(centre, radius) and all(math.dist(centre, b.centre) > 0.4 * radius + b.radius for b in buildings):
             plan.trees.append(Tree(centre, radius))
 
 

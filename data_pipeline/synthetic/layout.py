@@ -47,7 +47,7 @@ def make_plan(extent: float, rng: np.random.Generator) -> Plan:
     if rng.random() < RIVER_SHARE[plan.theme]:
         _dig_river(plan, reach, rng)
     land = airport.build_airport(plan, world, rng) if plan.theme == "airport" else [world]
-    limit = rng.uniform(68, 98)
+    limit = rng.uniform(74, 112)
     for rect in land:
         if min(rect.width, rect.height) > 12:
             _divide(plan, rect, limit, 0, rng)

@@ -90,6 +90,11 @@ class Building:
     heading: float
     height: float
 
+    @property
+    def radius(self) -> float:
+        """Metres from the middle to a corner."""
+        return math.hypot(self.length, self.width) / 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Vehicle:
@@ -143,10 +148,3 @@ class Plan:
     def dry(self, centre: Point, radius: float) -> bool:
         """Whether a disc keeps clear of the rivers."""
         return all(distance_to_line(centre, river.line) > radius + river.width / 2 for river in self.rivers)
-
-    def free(self, centre: Point, radius: float) -> bool:
-        """Whether a disc keeps clear of the buildings."""
-        return all(
-            math.hypot(centre[0] - b.centre[0], centre[1] - b.centre[1]) > radius + math.hypot(b.length, b.width) / 2
-            for b in self.buildings
-        )

@@ -36,7 +36,7 @@ class Shares:
         return 1 - self.instance - self.part
 
 
-TRAIN_SHARES = Shares(instance=0.30, part=0.10, multiple=0.15, implicit=0.20, long=0.20, empty=0.03, held_out=0.0)
+TRAIN_SHARES = Shares(instance=0.30, part=0.14, multiple=0.15, implicit=0.20, long=0.20, empty=0.03, held_out=0.0)
 TEST_SHARES = Shares(instance=0.32, part=0.16, multiple=0.22, implicit=0.25, long=0.30, empty=0.0, held_out=0.15)
 
 # How often a category is asked for, relative to the others where a scene has them.

@@ -35,6 +35,7 @@ def car_colour(rng: np.random.Generator) -> str:
 def build_houses(plan: Plan, rect: Rect, rng: np.random.Generator) -> None:
     """Houses in rows along the two longer sides of the block, with driveways, cars and gardens."""
     plan.patches.append(Patch(rect.corners(), palette.jittered(palette.LAWN, rng), palette.GRASSY))
+    first = len(plan.buildings)
     along_x = rect.width >= rect.height
     length, depth = (rect.width, rect.height) if along_x else (rect.height, rect.width)
     rows = ((0.0, 1),) if depth < 44 else ((0.0, 1), (depth, -1))
@@ -45,7 +46,7 @@ def build_houses(plan: Plan, rect: Rect, rng: np.random.Generator) -> None:
             away = min(rng.uniform(4.5, 7.5) + side / 2, depth / 2)
             _build_house(plan, rect, along_x, at, edge, inwards, away, front, side, rng)
             at += front / 2 + rng.uniform(5, 9) + 7
-    scatter_trees(plan, rect.inset(1), int(rect.width * rect.height / 230), rng)
+    scatter_trees(plan, rect.inset(1), int(rect.width * rect.height / 230), rng, plan.buildings[first:])
 
 
 def _build_house(
@@ -81,6 +82,7 @@ def _build_house(
 def build_blocks(plan: Plan, rect: Rect, rng: np.random.Generator) -> None:
     """One or two large buildings on a paved yard with a truck or some cars, a green strip around."""
     plan.patches.append(Patch(rect.corners(), palette.jittered(palette.LAWN, rng), palette.GRASSY))
+    first = len(plan.buildings)
     yard = rect.inset(3)
     plan.patches.append(Patch(yard.corners(), palette.jittered(palette.PAVEMENT, rng), palette.PAVED))
     halves = [yard]
@@ -103,12 +105,12 @@ def build_blocks(plan: Plan, rect: Rect, rng: np.random.Generator) -> None:
         if half.y1 - bottom > 6:
             for spot in np.arange(half.x0 + 4, half.x1 - 4, 8.0):
                 _park_at(plan, (float(spot), half.y1 - 4.0), rng)
-    scatter_trees(plan, Rect(rect.x0, rect.y0, rect.x1, rect.y0 + 6), 4, rng)
+    scatter_trees(plan, Rect(rect.x0, rect.y0, rect.x1, rect.y0 + 6), 4, rng, plan.buildings[first:])
 
 
 def _park_at(plan: Plan, spot: tuple[float, float], rng: np.random.Generator) -> None:
     choice = rng.random()
-    if choice < 0.2:
+    if choice < 0.15:
         plan.vehicles.append(Vehicle("truck", pick(_CAR_COLOURS, rng), spot, 0.0))
     elif choice < 0.42:
         plan.vehicles.append(Vehicle("car", car_colour(rng), spot, math.pi / 2))
@@ -158,7 +160,7 @@ def drive(plan: Plan, street: Street, busy: float, rng: np.random.Generator) -> 
     for lane, forwards in ((0.26, True), (-0.26, False)):
         at = rng.uniform(0, 40) / busy
         while at < length:
-            kind = "truck" if rng.random() < 0.16 else "car"
+            kind = "truck" if rng.random() < 0.1 else "car"
             x, y = rect.centre
             if street.vertical:
                 centre, heading = (x - lane * width, rect.y0 + at), math.pi / 2

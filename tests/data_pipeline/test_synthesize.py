@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +160,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
         ["--records", "0"],
         ["--workers", "-1"],
         ["--metres-per-pixel", "0"],
+        ["--metres-per-pixel", "9"],
     ],
 )
 def test_wrong_arguments_get_one_line_that_says_what_is_expected(arguments, tmp_path, capsys):
@@ -167,3 +170,16 @@ def test_wrong_arguments_get_one_line_that_says_what_is_expected(arguments, tmp_
     assert arguments[0] in error
     assert "expected" in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_drawing_needs_numpy_and_pillow_only():
+    program = "import data_pipeline.synthesize, sys; print(*{'jax', 'transformers', 'tokenizers', 'scipy', 'torch'} & set(sys.modules))"
+    root = Path(synthesize.__file__).parent.parent
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == ""
+
+
+def test_a_log_gets_plain_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(synthesize, "_LOG_SECONDS", -1)
+    synthesize.synthesize(WorldSettings(train=2, test=0, size=64, seed=0), tmp_path / "world", workers=0)
+    assert capsys.readouterr().err.splitlines() == ["drawing: 1 of 2 scenes", "drawing: 2 of 2 scenes"]

@@ -181,4 +181,4 @@ def split_or_none(rng: jax.Array | None, n: int) -> list[jax.Array | None]:
 
 def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx.Module:
     """`n` layers of one form as a single module whose parameters have a leading dimension `n`; see `scan_layers`."""
-    return nnx.vmap(make, in_axes=0, out_axes=0, axis_size=n)(rngs.fork(split=n))
+    return nnx.vmap(make, in_axes=0, out_axes=0, axis_size=n)(rngs.split(n))

@@ -24,7 +24,10 @@ Batch = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """What a step computes. `dtype` is the compute dtype ("float32" or "bfloat16"); `regularize` switches on dropout and stochastic depth."""
+    """What a step computes.
+
+    dtype: the compute dtype, "float32" or "bfloat16". regularize: dropout and stochastic depth, where the model has them.
+    """
 
     weights: LossWeights = LossWeights()
     points: PointSampling = PointSampling()

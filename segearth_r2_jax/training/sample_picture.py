@@ -1,0 +1,43 @@
+"""The picture in a run's log: one training image, what it should give and what it gives now."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Okabe and Ito's colour-blind-safe palette.
+_COLOURS = np.array([[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]], np.uint8)
+_CAPTION_HEIGHT = 34
+
+
+def sample_picture(image: np.ndarray, masks: np.ndarray, frame: tuple[int, int], mask_logits: np.ndarray, text: str) -> np.ndarray:
+    """The image alone, with its targets, and with the predicted masks, side by side above the text.
+
+    Args:
+        image: uint8 [s, s, 3], letterboxed.
+        masks: [m, c, c] targets; the top-left `frame` (h, w) of the canvas spans the image.
+        mask_logits: [m, h, w] over the whole image.
+        text: instruction and answer as the model reads them.
+
+    Returns:
+        uint8 [s + caption, 3 s, 3].
+    """
+    size = image.shape[0]
+    truth = _painted(image, masks[:, : frame[0], : frame[1]] > 0)
+    now = _painted(image, mask_logits > 0)
+    page = Image.new("RGB", (3 * size, size + _CAPTION_HEIGHT), "white")
+    for column, panel in enumerate((image, truth, now)):
+        page.paste(Image.fromarray(panel), (column * size, 0))
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    draw.text((4, size + 2), "image | target | prediction", fill="gray", font=font)
+    draw.text((4, size + 17), " ".join(text.split())[-size // 2 :], fill="black", font=font)
+    return np.asarray(page)
+
+
+def _painted(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    size = image.shape[0]
+    painted = image.copy()
+    for number, mask in enumerate(masks):
+        shown = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)) > 0
+        painted[shown] = painted[shown] // 2 + _COLOURS[number % len(_COLOURS)] // 2
+    return painted

@@ -17,7 +17,6 @@ from segearth_r2_jax.inference.generate import generate
 from segearth_r2_jax.models.multimodal_prompt import splice
 
 IMAGE = -200
-MAX_SEGMENTS = 6
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def run(request: pytest.FixtureRequest, language: Language, max_new: int) -> Ite
             eos_id=eos_id,
             seg_id=seg_id,
             max_new_tokens=max_new,
-            max_segments=MAX_SEGMENTS,
+            max_segments=t - language.siglip.config.num_tokens + max_new,
             count_in_prompt=ids == seg_id,
             final_state=final_state,
         )

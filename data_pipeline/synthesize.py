@@ -75,7 +75,7 @@ def synthesize(settings: WorldSettings, output: str | os.PathLike[str], workers:
     `workers` processes draw (None: one per processor for larger sets, 0: this one alone); the files are the same for any number.
     Raises UserError if `output` holds anything else.
     """
-    output = Path(output)
+    output = Path(output).absolute()
     if _already_there(settings, output):
         return False
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -201,9 +201,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = WorldSettings(**options)
         drawn = synthesize(settings, output, workers)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
     if drawn:
         print(f"{output}: {settings.train} training and {settings.test} test scenes of {settings.size} x {settings.size} pixels")
     else:

@@ -141,14 +141,14 @@ class Canvas:
         return np.asarray(self._shadows.reduce(SUPERSAMPLING), np.float32) / 255
 
     def surface_map(self) -> np.ndarray:
-        """The surface at the centre of each pixel: integers [size, size]."""
+        """The surface at the centre of each pixel: intp [size, size], fit to look up tables by surface."""
         middle = SUPERSAMPLING // 2
-        return np.asarray(self._samples)[middle::SUPERSAMPLING, middle::SUPERSAMPLING]
+        return np.asarray(self._samples)[middle::SUPERSAMPLING, middle::SUPERSAMPLING].astype(np.intp)
 
     def owner_tables(self) -> tuple[np.ndarray, np.ndarray]:
         """Object and part of every surface: int32 [surfaces] each."""
         owners = np.asarray(self._owners, np.int32)
-        return owners[:, 0], owners[:, 1]
+        return owners[:, 0].copy(), owners[:, 1].copy()
 
     def finish_tables(self) -> dict[str, np.ndarray]:
         """Each field of `Finish` for every surface: float32 [surfaces]."""

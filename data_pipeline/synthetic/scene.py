@@ -60,8 +60,8 @@ def draw_scene(key: tuple[int, ...], size: int, metres_per_pixel: float | None =
     surfaces = canvas.surface_map()
     return Scene(
         image=shading.photograph(canvas, surfaces, light_rng),
-        object_map=owner_of[surfaces],
-        part_map=part_of[surfaces],
+        object_map=owner_of.take(surfaces),
+        part_map=part_of.take(surfaces),
         objects=tuple(things.objects),
         theme=things.theme,
         metres_per_pixel=metres_per_pixel,

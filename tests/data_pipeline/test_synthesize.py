@@ -148,6 +148,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(synthesize, "_write_scene", interrupt)
     with pytest.raises(KeyboardInterrupt):
         synthesize.synthesize(SETTINGS, tmp_path / "world", workers=0)
+    assert synthesize.main(["--train", "1", "--output", str(tmp_path / "world")]) == 130
     assert list(tmp_path.iterdir()) == []
 
 

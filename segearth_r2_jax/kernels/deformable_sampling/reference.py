@@ -1,8 +1,11 @@
 """Multi-scale bilinear sampling in jnp, the definition (Zhu et al. 2021, Deformable DETR, equation 3).
 
-Mirrors `ms_deform_attn_core_pytorch` (`grid_sample` with zero padding and align_corners False). A point reads four pixels, so a
-query reads levels * points * 4 pixels per head: its taps. The form is the one that XLA compiles well on a CPU: each tap's gather
-fuses into the accumulation, and the backward pass is written by hand, since the automatic one materialises every tap.
+Mirrors `ms_deform_attn_core_pytorch` (`grid_sample` with zero padding and align_corners False).
+
+A point reads four pixels, so each head of a query has levels * points * 4 taps. Taps lead every array here, and both passes are
+loops over them, since that is what XLA compiles well on a CPU: a loop's inputs are materialised once, whereas unrolled gathers
+would each repeat the index arithmetic, and a single one would need every tap's pixel in memory. The backward pass is written by
+hand for the same reason.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Shapes = tuple[tuple[int, int], ...]
+_UNROLL = 8
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -30,97 +34,125 @@ def deformable_sampling(values: jax.Array, shapes: Shapes, locations: jax.Array,
     Returns:
         [b, q, n * d] in the dtype of `values`. Give float32 or wider: the arithmetic is done in the dtypes of the arguments.
     """
-    if values.shape[1] != sum(h * w for h, w in shapes):
-        raise ValueError(f"values hold {values.shape[1]} pixels, but levels of shapes {shapes} have {sum(h * w for h, w in shapes)}")
-    return jax.vmap(functools.partial(_sample_image, shapes))(values, locations, weights)
+    b, s, n, d = values.shape
+    if s != sum(h * w for h, w in shapes):
+        raise ValueError(f"values hold {s} pixels, but levels of shapes {shapes} have {sum(h * w for h, w in shapes)}")
+    rows = values.reshape(b, s * n, d)
+
+    def add_tap(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        index, weight = tap
+        return total + weight[..., None] * _gather(rows, index), None
+
+    total = jnp.zeros((b, locations.shape[1], n, d), values.dtype)
+    total, _ = jax.lax.scan(add_tap, total, _indices_and_weights(shapes, locations, weights, values.dtype), unroll=_UNROLL)
+    return total.reshape(b, -1, n * d)
 
 
 def _forward(values: jax.Array, shapes: Shapes, locations: jax.Array, weights: jax.Array):
     return deformable_sampling(values, shapes, locations, weights), (values, locations, weights)
 
 
-def _backward(shapes: Shapes, residuals: tuple[jax.Array, ...], cotangent: jax.Array):
-    return jax.vmap(functools.partial(_sample_image_backward, shapes))(*residuals, cotangent)
+def _backward(shapes: Shapes, residuals: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    values, locations, weights = residuals
+    b, s, n, d = values.shape
+    taps = _indices_and_weights(shapes, locations, weights, values.dtype)
+    cotangent = cotangent.reshape(b, -1, n, d)
+
+    def scatter_tap(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        index, weight = tap
+        return _scatter_add(total, index, weight[..., None] * cotangent), None
+
+    d_values, _ = jax.lax.scan(scatter_tap, jnp.zeros((b, s * n, d), values.dtype), taps)
+
+    # Dot product of every tap's pixel with the cotangent, a loop over channels so that its inner loop runs over the taps.
+    index = taps[0]
+
+    def add_channel(total: jax.Array, channel: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        pixels, channel_cotangent = channel
+        return total + jax.vmap(_gather, in_axes=(None, 0))(pixels, index) * channel_cotangent, None
+
+    channels = (jnp.moveaxis(values.reshape(b, s * n, d), -1, 0), jnp.moveaxis(cotangent, -1, 0))
+    # At least two iterations: an unrolled loop would be fused with its inputs, see above.
+    dots, _ = jax.lax.scan(add_channel, jnp.zeros(index.shape, values.dtype), channels, unroll=max(1, min(_UNROLL, d // 2)))
+
+    d_locations, d_weights = [], []
+    dots = dots.reshape(len(shapes), 4, -1, *index.shape[1:]).astype(locations.dtype)
+    by_level = zip(_corners(shapes, locations), _points_first(weights), dots, strict=True)
+    for corners, level_weights, level_dots in by_level:
+        d_x = d_y = d_weight = 0.0
+        for corner, dot in zip(corners, level_dots, strict=True):
+            d_x += dot * corner.slope_x * corner.y
+            d_y += dot * corner.slope_y * corner.x
+            d_weight += dot * corner.x * corner.y
+        d_locations.append(level_weights[..., None] * jnp.stack([d_x, d_y], -1))
+        d_weights.append(d_weight.astype(weights.dtype))
+    return d_values.reshape(values.shape), _points_last(jnp.stack(d_locations)).astype(locations.dtype), _points_last(jnp.stack(d_weights))
 
 
 deformable_sampling.defvjp(_forward, _backward)
 
 
-class _Taps(NamedTuple):
-    """The pixels that the points of one image read, all [q, n, levels, points, 4]."""
+class _Corner(NamedTuple):
+    """One of the four pixels around the points of a level, all [points, b, q, n]."""
 
-    index: jax.Array  # Row of the pixel in [s * n, d].
+    index: jax.Array  # Row of the pixel in [s * n, d], unsigned.
     x: jax.Array  # Bilinear weight along x, 0 outside the map.
     y: jax.Array  # Bilinear weight along y, 0 outside the map.
-    dx: jax.Array  # Derivative of `x` with respect to the location in [0, 1].
-    dy: jax.Array  # Derivative of `y` with respect to the location in [0, 1].
+    slope_x: jax.Array  # Derivative of `x` with respect to the location in [0, 1].
+    slope_y: jax.Array  # Derivative of `y` with respect to the location in [0, 1].
 
 
-def _taps(shapes: Shapes, locations: jax.Array) -> _Taps:
-    num_heads = locations.shape[1]
-    heights, widths = (np.array(sizes)[:, None] for sizes in zip(*shapes, strict=True))
-    starts = np.cumsum([0] + [h * w for h, w in shapes[:-1]])[:, None]
-    column, x, dx = _axis_taps(locations[..., 0], widths, np.array([0, 1, 0, 1]))
-    row, y, dy = _axis_taps(locations[..., 1], heights, np.array([0, 0, 1, 1]))
-    pixel = starts[..., None] + row * widths[..., None] + column
-    return _Taps(pixel * num_heads + np.arange(num_heads)[:, None, None, None], x, y, dx, dy)
+def _corners(shapes: Shapes, locations: jax.Array) -> list[list[_Corner]]:
+    """The taps by level and corner."""
+    n = locations.shape[2]
+    levels, start = [], 0
+    for (h, w), points in zip(shapes, _points_first(locations), strict=True):
+        corners = []
+        for right, lower in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            column, x, slope_x = _axis_tap(points[..., 0], w, right)
+            row, y, slope_y = _axis_tap(points[..., 1], h, lower)
+            corners.append(_Corner((start + row * w + column) * n + np.arange(n, dtype=np.uint32), x, y, slope_x, slope_y))
+        levels.append(corners)
+        start += h * w
+    return levels
 
 
-def _axis_taps(location: jax.Array, size: np.ndarray, side: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Along one axis: index of the pixel (0 at the lower `side` of the point, 1 at the upper), its weight, the weight's derivative."""
-    position = (location * size.astype(location.dtype) - 0.5)[..., None]
-    pixel = jnp.floor(position) + side.astype(location.dtype)
-    last = (size[..., None] - 1).astype(location.dtype)
-    inside = (pixel >= 0) & (pixel <= last)
+def _axis_tap(location: jax.Array, size: int, side: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Along one axis: the pixel before (`side` 0) or after (1) each location, its weight, and that weight's derivative."""
+    position = location * size - 0.5
+    pixel = jnp.floor(position) + side
+    inside = (pixel >= 0) & (pixel < size)
     weight = jnp.where(inside, 1 - jnp.abs(position - pixel), 0)
-    slope = jnp.where(inside, ((2 * side - 1) * size[..., None]).astype(location.dtype), 0)
-    return jnp.clip(pixel, 0, last).astype(jnp.int32), weight, slope
+    slope = jnp.where(inside, jnp.asarray(size if side else -size, location.dtype), 0)
+    return jnp.clip(pixel, 0, size - 1).astype(jnp.uint32), weight, slope
 
 
-def _sample_image(shapes: Shapes, values: jax.Array, locations: jax.Array, weights: jax.Array) -> jax.Array:
-    """values [s, n, d], locations [q, n, levels, points, 2], weights [q, n, levels, points] -> [q, n * d]"""
-    s, n, d = values.shape
-    q = locations.shape[0]
-    taps = _taps(shapes, locations)
-    index = taps.index.reshape(q, n, -1)
-    weight = (weights[..., None] * taps.x * taps.y).reshape(q, n, -1)
-    # Without the barrier XLA fuses the index arithmetic into the loop over channels and repeats it for each of them.
-    index, weight = jax.lax.optimization_barrier((index, weight))
-    rows = values.reshape(s * n, d)
-    total = jnp.zeros((q, n, d), values.dtype)
-    for tap in range(index.shape[-1]):
-        total = total + weight[..., tap, None].astype(values.dtype) * rows.at[index[..., tap]].get(mode="promise_in_bounds")
-    return total.reshape(q, n * d)
+def _indices_and_weights(
+    shapes: Shapes, locations: jax.Array, weights: jax.Array, dtype: jax.typing.DTypeLike
+) -> tuple[jax.Array, jax.Array]:
+    """Index and total weight of every tap: [taps, b, q, n], in the order level, corner, point."""
+    index, weight = [], []
+    for corners, level_weights in zip(_corners(shapes, locations), _points_first(weights), strict=True):
+        index += [corner.index for corner in corners]
+        weight += [(level_weights * corner.x * corner.y).astype(dtype) for corner in corners]
+    return jnp.concatenate(index), jnp.concatenate(weight)
 
 
-def _sample_image_backward(
-    shapes: Shapes, values: jax.Array, locations: jax.Array, weights: jax.Array, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cotangents of values, locations and weights of one image; `cotangent` is [q, n * d]."""
-    s, n, d = values.shape
-    q = locations.shape[0]
-    taps = _taps(shapes, locations)
-    index = taps.index.reshape(q, n, -1)
-    weight = (weights[..., None] * taps.x * taps.y).reshape(q, n, -1)
-    index, weight = jax.lax.optimization_barrier((index, weight))
-    cotangent = cotangent.reshape(q, n, d)
+def _points_first(x: jax.Array) -> jax.Array:
+    """[b, q, n, levels, points, ...] -> [levels, points, b, q, n, ...]"""
+    return jnp.moveaxis(x, (3, 4), (0, 1))
 
-    def add_tap(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        tap_index, tap_weight = tap
-        return total.at[tap_index].add(tap_weight[..., None].astype(total.dtype) * cotangent, mode="promise_in_bounds"), None
 
-    # One tap after the other: a single scatter would need every tap's update in memory at once.
-    per_tap = (jnp.moveaxis(index, -1, 0), jnp.moveaxis(weight, -1, 0))
-    d_values, _ = jax.lax.scan(add_tap, jnp.zeros((s * n, d), values.dtype), per_tap)
+def _points_last(x: jax.Array) -> jax.Array:
+    """The inverse of `_points_first`."""
+    return jnp.moveaxis(x, (0, 1), (3, 4))
 
-    # Dot product of every tap's pixel with the cotangent, channel by channel, so that the inner loop runs over the taps.
-    scalars = values.reshape(s * n * d)
-    dots = jnp.zeros(index.shape, values.dtype)
-    for channel in range(d):
-        dots = dots + scalars.at[index * d + channel].get(mode="promise_in_bounds") * cotangent[..., channel, None]
-    # The barrier keeps XLA from repeating the loop for each of the three results.
-    dots = jax.lax.optimization_barrier(dots.reshape(taps.index.shape).astype(weights.dtype))
-    d_weights = (dots * taps.x * taps.y).sum(-1)
-    d_x = weights * (dots * taps.dx * taps.y).sum(-1)
-    d_y = weights * (dots * taps.x * taps.dy).sum(-1)
-    return d_values.reshape(s, n, d), jnp.stack([d_x, d_y], -1).astype(locations.dtype), d_weights
+
+def _gather(rows: jax.Array, index: jax.Array) -> jax.Array:
+    """rows [b, r, ...], index [b, q, n] -> [b, q, n, ...]"""
+    return jax.vmap(lambda r, i: r.at[i].get(mode="promise_in_bounds"))(rows, index)
+
+
+def _scatter_add(rows: jax.Array, index: jax.Array, updates: jax.Array) -> jax.Array:
+    """The transpose of `_gather`, added to `rows`."""
+    return jax.vmap(lambda r, i, u: r.at[i].add(u, mode="promise_in_bounds"))(rows, index, updates)

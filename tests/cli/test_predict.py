@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_checkpoint import write_checkpoint
 
 from segearth_r2_jax.cli.main import main
 from segearth_r2_jax.cli.predict import result_names
@@ -146,6 +147,17 @@ def test_a_second_run_replaces_the_masks_of_the_first(predict, tmp_path):
     (folder / "mask_99.png").write_bytes(b"left over")
     predict(path)
     _check_result(folder, path)
+
+
+def test_an_answer_without_a_mask_is_an_answer(predict, tmp_path):
+    path = _picture(tmp_path / "scene.png", "RGB", (60, 60))
+    status, out, err = predict(path, checkpoint=write_checkpoint(tmp_path / "checkpoint", seed=4))
+    assert (status, err) == (0, [])
+    assert "0 masks" in out
+    answer = json.loads((tmp_path / "out" / "scene" / "answer.json").read_text())
+    assert answer["targets"] == []
+    assert answer["answer"]
+    assert {file.name for file in (tmp_path / "out" / "scene").iterdir()} == {"answer.json", "overlay.png"}
 
 
 def test_mistakes_before_anything_is_loaded(predict, tmp_path):

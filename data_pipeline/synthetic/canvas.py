@@ -50,6 +50,8 @@ class Canvas:
         self._shadows = Image.new("L", (side, side), 0)
         self._draw = ImageDraw.Draw(self._samples)
         self._draw_shadow = ImageDraw.Draw(self._shadows)
+        # Until the first shadow falls, painting need not lift anything out of the shade.
+        self._shaded = False
         self._samples_per_metre = SUPERSAMPLING / view.metres_per_pixel
         c, s = math.cos(view.heading), math.sin(view.heading)
         self._turn = np.array([[c, s], [-s, c]]) * self._samples_per_metre
@@ -80,18 +82,20 @@ class Canvas:
         """Paints the polygon `points` [n, 2]."""
         self._paint(self._place(points).ravel().tolist(), surface)
 
-    def polygons(self, shapes: np.ndarray, surface: int) -> None:
-        """Paints many polygons `shapes` [m, n, 2]; those out of sight are skipped."""
+    def polygons(self, shapes: np.ndarray, surfaces: int | np.ndarray) -> None:
+        """Paints many polygons `shapes` [m, n, 2] with one surface or with `surfaces` [m]; those out of sight are skipped."""
         placed = self._place(shapes)
         inside = ((placed.max(1) >= 0) & (placed.min(1) <= 2 * self._centre)).all(-1)
-        for corners in placed.reshape(len(placed), 2 * shapes.shape[1])[inside].tolist():
+        surfaces = np.broadcast_to(surfaces, len(placed))[inside].tolist()
+        for corners, surface in zip(placed.reshape(len(placed), 2 * shapes.shape[1])[inside].tolist(), surfaces, strict=True):
             self._paint(corners, surface)
 
     def discs(self, centres: np.ndarray, radii: np.ndarray, surfaces: Sequence[int]) -> None:
         """Paints many discs: `centres` [n, 2], `radii` [n]."""
         for box, surface in zip(self._disc_boxes(centres, radii), surfaces, strict=True):
             self._draw.ellipse(box, fill=surface)
-            self._draw_shadow.ellipse(box, fill=0)
+            if self._shaded:
+                self._draw_shadow.ellipse(box, fill=0)
 
     def shade_prism(self, points: np.ndarray, height: float) -> None:
         """Casts the shadow of an upright body of `height` metres that stands on the convex clockwise polygon `points` [n, 2]."""
@@ -104,15 +108,16 @@ class Canvas:
         for (x, y), before, after in zip(foot.tolist(), np.roll(leading, 1).tolist(), leading.tolist(), strict=True):
             near, far = [x, y], [x + dx, y + dy]
             outline += far if before and after else near if not (before or after) else near + far if after else far + near
-        self._draw_shadow.polygon(outline, fill=255)
+        self._shade(outline)
 
     def shade_floating(self, points: np.ndarray, height: float) -> None:
         """Casts the shadow of a thin body `points` [n, 2] at `height` metres above the ground, such as a wing."""
-        self._draw_shadow.polygon((self._place(points) + self._shadow_step * height).ravel().tolist(), fill=255)
+        self._shade((self._place(points) + self._shadow_step * height).ravel().tolist())
 
     def shade_discs(self, centres: np.ndarray, radii: np.ndarray, heights: np.ndarray | float) -> None:
         """Casts the shadows of balls: `centres` [n, 2], `radii` [n], the middle of each `heights` [n] metres above the ground."""
         step = np.broadcast_to(np.asarray(heights), radii.shape)[:, None] * self._shadow_step
+        self._shaded = True
         for box in self._disc_boxes(centres, radii, step):
             self._draw_shadow.ellipse(box, fill=255)
 
@@ -160,7 +165,12 @@ class Canvas:
 
     def _paint(self, corners: list[float], surface: int) -> None:
         self._draw.polygon(corners, fill=surface)
-        self._draw_shadow.polygon(corners, fill=0)
+        if self._shaded:
+            self._draw_shadow.polygon(corners, fill=0)
+
+    def _shade(self, corners: list[float]) -> None:
+        self._shaded = True
+        self._draw_shadow.polygon(corners, fill=255)
 
     def _disc_boxes(self, centres: np.ndarray, radii: np.ndarray, step: np.ndarray | float = 0.0) -> list[list[float]]:
         middle, reach = self._place(centres) + step, np.asarray(radii)[:, None] * self._samples_per_metre

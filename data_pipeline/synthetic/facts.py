@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -34,11 +35,20 @@ class Fact:
     y: float
     cut: bool  # by the picture's edge
 
+    @functools.cached_property
+    def ninth(self) -> tuple[int, int] | None:
+        """Column and row of the ninth of the picture in which it lies, or None if it is too near to a border between two."""
+        column, row = _third(self.x), _third(self.y)
+        return None if column is None or row is None else (column, row)
+
     @property
     def place(self) -> str | None:
-        """The ninth of the picture in which it lies, or None if it is too near to a border between two."""
-        column, row = _third(self.x), _third(self.y)
-        return None if column is None or row is None else PLACES[row][column]
+        """How its ninth of the picture is said."""
+        return None if self.ninth is None else PLACES[self.ninth[1]][self.ninth[0]]
+
+    def near_ninth(self, ninth: tuple[int, int]) -> bool:
+        """Whether it lies in a ninth of the picture or close to it."""
+        return _near_third(self.x, ninth[0]) and _near_third(self.y, ninth[1])
 
 
 def _third(value: float, margin: float = 0.04) -> int | None:
@@ -91,10 +101,7 @@ class Facts:
 
     def alone_at(self, fact: Fact, rivals: list[Fact]) -> bool:
         """Whether no rival lies in the same ninth of the picture, or near to it."""
-        if fact.place is None:
-            return False
-        column, row = _third(fact.x), _third(fact.y)
-        return not any(_near_third(r.x, column) and _near_third(r.y, row) for r in rivals if r is not fact)
+        return fact.ninth is not None and not any(rival.near_ninth(fact.ninth) for rival in rivals if rival is not fact)
 
     def nearest_to(self, candidates: list[Fact], anchor: Fact) -> Fact | None:
         """The candidate that is clearly nearest to the visible pixels of `anchor`, or None."""

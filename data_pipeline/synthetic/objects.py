@@ -10,44 +10,53 @@ from data_pipeline.synthetic import palette
 from data_pipeline.synthetic.canvas import Canvas
 from data_pipeline.synthetic.palette import jittered, lit
 from data_pipeline.synthetic.plan import Forest, Tree, Vehicle
-from data_pipeline.synthetic.shapes import box, turned
+from data_pipeline.synthetic.shapes import turned_each
 
-CAR_LENGTH, CAR_WIDTH = 4.5, 2.0
-TRUCK_LENGTH, TRUCK_WIDTH = 10.5, 2.8
-_HEIGHT = {"car": 1.5, "truck": 3.2}
+
+def _doubled(*corners: tuple[float, float]) -> list[tuple[float, float]]:
+    """Every corner twice: the same outline with as many corners as a car's body."""
+    return [corner for corner in corners for _ in range(2)]
+
 
 # Outlines from above in metres, the front towards +x.
-_FOOTPRINT = {
-    "car": box(CAR_LENGTH, CAR_WIDTH, 0.0, (0.0, 0.0)),
-    "truck": box(TRUCK_LENGTH, TRUCK_WIDTH, 0.0, (0.0, 0.0)),
-}
-_CAR_BODY = np.array([(1.75, -1.0), (2.25, -0.6), (2.25, 0.6), (1.75, 1.0), (-1.95, 1.0), (-2.25, 0.7), (-2.25, -0.7), (-1.95, -1.0)])
-_CAR_WINDOWS = np.array([(-1.55, -0.72), (0.95, -0.8), (0.95, 0.8), (-1.55, 0.72)])
-_CAR_ROOF = np.array([(-1.1, -0.7), (0.3, -0.72), (0.3, 0.72), (-1.1, 0.7)])
-_TRUCK_FRAME = np.array([(-5.25, -1.0), (4.95, -1.0), (4.95, 1.0), (-5.25, 1.0)])
-_TRUCK_LOAD = np.array([(-5.25, -1.4), (2.25, -1.4), (2.25, 1.4), (-5.25, 1.4)])
-_TRUCK_CAB = np.array([(2.75, -1.3), (5.25, -1.2), (5.25, 1.2), (2.75, 1.3)])
-_TRUCK_WINDOW = np.array([(4.45, -1.05), (5.0, -1.0), (5.0, 1.0), (4.45, 1.05)])
-# In coarser pictures the windows would be the whole car.
+_CAR_BODY = ((1.75, -1.0), (2.25, -0.6), (2.25, 0.6), (1.75, 1.0), (-1.95, 1.0), (-2.25, 0.7), (-2.25, -0.7), (-1.95, -1.0))
+_CAR = np.array(
+    [
+        _CAR_BODY,
+        _doubled((-1.55, -0.72), (0.95, -0.8), (0.95, 0.8), (-1.55, 0.72)),  # windows
+        _doubled((-1.1, -0.7), (0.3, -0.72), (0.3, 0.72), (-1.1, 0.7)),  # roof
+    ]
+)
+_TRUCK = np.array(
+    [
+        ((-5.25, -1.0), (4.95, -1.0), (4.95, 1.0), (-5.25, 1.0)),  # frame
+        ((-5.25, -1.4), (2.25, -1.4), (2.25, 1.4), (-5.25, 1.4)),  # load
+        ((2.75, -1.3), (5.25, -1.2), (5.25, 1.2), (2.75, 1.3)),  # cab
+        ((4.45, -1.05), (5.0, -1.0), (5.0, 1.0), (4.45, 1.05)),  # window
+    ]
+)
+_HEIGHT = {"car": 1.5, "truck": 3.2}
+_TRUCK_FRAME, _TRUCK_LOAD = (58, 58, 62), (224, 224, 220)
+# In coarser pictures a car's windows would be the whole car.
 _FINE = 1.2
 
 
-def shade_vehicle(canvas: Canvas, vehicle: Vehicle) -> None:
-    """The shadow on the ground."""
-    canvas.shade_prism(turned(_FOOTPRINT[vehicle.kind], vehicle.heading, vehicle.centre), _HEIGHT[vehicle.kind])
-
-
-def draw_vehicle(canvas: Canvas, vehicle: Vehicle, owner: int, rng: np.random.Generator) -> None:
-    """A car with bonnet, windows and roof, or a truck with cab and box."""
-    colour = jittered(palette.CAR_COLOURS[vehicle.colour], rng, 0.05)
-    if vehicle.kind == "truck":
-        layers = [(_TRUCK_FRAME, (58, 58, 62)), (_TRUCK_LOAD, (224, 224, 220)), (_TRUCK_CAB, colour), (_TRUCK_WINDOW, palette.GLASS)]
-    else:
-        layers = [(_CAR_BODY, colour)]
-        if canvas.view.metres_per_pixel <= _FINE:
-            layers += [(_CAR_WINDOWS, palette.GLASS), (_CAR_ROOF, lit(colour, 1.1 if max(colour) < 200 else 1.03))]
-    for outline, tone in layers:
-        canvas.polygon(turned(outline, vehicle.heading, vehicle.centre), canvas.surface(tone, palette.PAINTED, owner))
+def draw_vehicles(canvas: Canvas, kind: str, vehicles: list[Vehicle], owners: list[int], rng: np.random.Generator) -> None:
+    """Cars with bonnet, windows and roof, or trucks with cab and load: all of `kind`, each with its number in `owners`."""
+    if not vehicles:
+        return
+    outlines = _TRUCK if kind == "truck" else _CAR if canvas.view.metres_per_pixel <= _FINE else _CAR[:1]
+    shapes = turned_each(outlines, np.array([v.heading for v in vehicles]), np.array([v.centre for v in vehicles]))
+    # A vehicle is wider than its shadow is long, so the shadow of its roof is all of the shadow that shows.
+    roofs = shapes[:, 1:3] if kind == "truck" else shapes[:, :1]
+    for roof in roofs.reshape(-1, *shapes.shape[2:]):
+        canvas.shade_floating(roof, _HEIGHT[kind])
+    surfaces = []
+    for vehicle, owner in zip(vehicles, owners, strict=True):
+        colour = jittered(palette.CAR_COLOURS[vehicle.colour], rng, 0.05)
+        tones = [_TRUCK_FRAME, _TRUCK_LOAD, colour, palette.GLASS] if kind == "truck" else [colour, palette.GLASS, lit(colour, 1.05)]
+        surfaces += [canvas.surface(tone, palette.PAINTED, owner) for tone in tones[: len(outlines)]]
+    canvas.polygons(shapes.reshape(-1, *shapes.shape[2:]), np.array(surfaces))
 
 
 def draw_trees(canvas: Canvas, trees: list[Tree], owner: int, rng: np.random.Generator) -> None:

@@ -166,6 +166,8 @@ def _named(facts: Facts, category: str, things: list[Fact]) -> list[tuple[Fact, 
     if largest is not None:
         named.append((largest, f"the largest {category}", f"largest {category}"))
     for fact in things:
+        if fact.area < facts.smallest_target:
+            continue
         colour = fact.thing.colour
         alike = [other for other in things if other.thing.colour == colour]
         if colour and len(alike) == 1:

@@ -104,11 +104,10 @@ def _draw_plan(canvas: Canvas, plan: Plan, rng: np.random.Generator) -> _Registe
 
 def _draw_standing(canvas: Canvas, plan: Plan, things: _Register, rng: np.random.Generator) -> None:
     """What throws shadows: within a kind all shadows come first, so that they fall on the ground and not on their neighbours."""
-    vehicles = _seen(canvas, plan.vehicles, 8.0)
-    for vehicle in vehicles:
-        objects.shade_vehicle(canvas, vehicle)
-    for vehicle in vehicles:
-        objects.draw_vehicle(canvas, vehicle, things.add(vehicle.kind, colour=vehicle.colour), rng)
+    vehicles = _seen(canvas, plan.vehicles, 10.0)
+    for kind in ("car", "truck"):
+        alike = [vehicle for vehicle in vehicles if vehicle.kind == kind]
+        objects.draw_vehicles(canvas, kind, alike, [things.add(kind, colour=vehicle.colour) for vehicle in alike], rng)
     houses = _seen(canvas, plan.buildings, 48.0)
     for house in houses:
         buildings.shade_building(canvas, house)

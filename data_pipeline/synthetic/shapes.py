@@ -51,6 +51,14 @@ def turned(points: np.ndarray, heading: float, centre: Point) -> np.ndarray:
     return points @ np.array([[c, s], [-s, c]]) + centre
 
 
+def turned_each(points: np.ndarray, headings: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """`points` [..., 2] once for each of n `headings` [n] and `centres` [n, 2]: [n, ..., 2]."""
+    c, s = np.cos(headings), np.sin(headings)
+    turns = np.stack([np.stack([c, s], axis=1), np.stack([-s, c], axis=1)], axis=1)
+    flat = points.reshape(-1, 2) @ turns + centres[:, None]
+    return flat.reshape(len(headings), *points.shape)
+
+
 def box(length: float, width: float, heading: float, centre: Point) -> np.ndarray:
     """A rectangle [4, 2] of `length` along `heading` and `width` across it."""
     a, b = length / 2, width / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -89,5 +90,7 @@ def _use(plan: Plan, rect: Rect, rng: np.random.Generator) -> None:
     inner = rect.inset(1.5)
     if min(inner.width, inner.height) < 10:
         use = "park"
-    if min(inner.width, inner.height) > 4:
+    # The corners of the land are out of the picture however it is turned.
+    seen = math.hypot(*inner.centre) - inner.radius < plan.extent * math.sqrt(0.5) + 10
+    if seen and min(inner.width, inner.height) > 4:
         _BUILDERS[use](plan, inner, rng)

@@ -11,7 +11,7 @@ from data_pipeline.synthetic.canvas import Canvas, View
 
 # A furrow or wave narrower than this many pixels would alias.
 _MIN_PERIOD_PIXELS = 3.2
-_SHADOW_DARKNESS = np.array([0.56, 0.53, 0.46], np.float32)  # The sky still lights the shade, bluish.
+_SHADOW_DARKNESS = (0.56, 0.53, 0.46)  # The sky still lights the shade, bluish.
 
 
 def photograph(canvas: Canvas, surfaces: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -29,21 +29,24 @@ def photograph(canvas: Canvas, surfaces: np.ndarray, rng: np.random.Generator) -
         brightness += finish["canopy"] * _tree_tops(view, rng)
     if "ripple" in finish:
         brightness += _water(view, finish["ripple"], rng)
-    picture = np.asarray(canvas.colour_picture())[..., :3] * brightness[..., None]
-    picture *= 1 - canvas.shadow_picture()[..., None] * _SHADOW_DARKNESS
-    return _camera(picture, grain, rng)
+    return _camera(canvas, brightness, grain, rng)
 
 
-def _camera(picture: np.ndarray, grain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Exposure, colour of the light, haze and noise; `picture` float32 [h, w, 3] is used up."""
-    exposure = rng.uniform(1.0, 1.16)
-    tint = np.array([rng.uniform(0.98, 1.04), 1.0, rng.uniform(0.95, 1.03)])
+def _camera(canvas: Canvas, brightness: np.ndarray, grain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Exposure, colour of the light, shadows, haze and noise."""
     haze = rng.uniform(0.0, 0.07)
-    picture *= (exposure * tint * (1 - haze)).astype(np.float32)
-    picture += np.float32(haze * 205)
+    exposure = rng.uniform(1.0, 1.16) * (1 - haze)
+    tints = (rng.uniform(0.98, 1.04), 1.0, rng.uniform(0.95, 1.03))
     # The luminance noise reuses the grain, moved so that it is not the texture's own.
-    picture += np.roll(grain, (7, 13), (0, 1))[..., None] * np.float32(rng.uniform(1.0, 2.0))
-    return np.clip(picture, 0, 255, out=picture).astype(np.uint8)
+    veil = np.float32(rng.uniform(1.0, 2.0)) * np.roll(grain, (7, 13), (0, 1)) + np.float32(haze * 205)
+    shadow = canvas.shadow_picture()
+    picture = np.empty((*brightness.shape, 3), np.uint8)
+    # Channel by channel: numpy is slow along an axis of three.
+    for channel, plane in enumerate(canvas.colour_picture().split()[:3]):
+        light = np.float32(tints[channel] * exposure) * (1 - np.float32(_SHADOW_DARKNESS[channel]) * shadow)
+        value = np.asarray(plane) * brightness * light + veil
+        picture[..., channel] = np.clip(value, 0, 255)
+    return picture
 
 
 def _value_noise(view: View, scale: float, rng: np.random.Generator) -> np.ndarray:

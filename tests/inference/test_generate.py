@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_module
 
 from segearth_r2_jax.inference.generate import Generation, generate
-from segearth_r2_jax.models.binding import abstract_module, bind, flatten, module_params, unflatten
 from segearth_r2_jax.models.phi import Phi, PhiConfig
 
 CONFIG = PhiConfig(vocab_size=24, embed_rows=24, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2)
@@ -23,18 +23,8 @@ SEED = 1
 
 
 def build(config: PhiConfig, seed: int = SEED) -> Phi:
-    """Random weights from numpy, the same on every version of JAX; a token weighs as much as a layer, so that the text varies."""
-    module = abstract_module(lambda rngs: Phi(config, rngs=rngs))
-    rng = np.random.default_rng(seed)
-    params = {}
-    for path, leaf in sorted(flatten(module_params(module)).items()):
-        values = rng.normal(size=leaf.shape)
-        if path.endswith("kernel"):
-            values /= leaf.shape[-2] ** 0.5
-        elif not path.endswith("table"):
-            values = 0.1 * values + path.endswith("scale")
-        params[path] = jnp.asarray(values, jnp.float32)
-    return bind(module, unflatten(params))
+    """A token weighs as much as a layer, so that the text varies."""
+    return random_module(lambda rngs: Phi(config, rngs=rngs), seed)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from random_weights import random_module
 
 from segearth_r2_jax.models.binding import abstract_module, bind, flatten, init_params, module_params, unflatten
 from segearth_r2_jax.models.layers import LoraConfig
@@ -23,22 +24,13 @@ def abstract(config: PhiConfig) -> Phi:
     return abstract_module(lambda rngs: Phi(config, rngs=rngs))
 
 
-def random_params(config: PhiConfig) -> dict:
-    """Values everywhere: biases, and the B of the low-rank adaptation, start at 0 in training, where an error could hide."""
-    rng = np.random.default_rng(0)
-
-    def draw(path: str, shape: tuple[int, ...]) -> jax.Array:
-        values = rng.normal(size=shape)
-        if path.endswith(("kernel", "lora_a", "lora_b")):
-            return jnp.asarray(values / shape[-2] ** 0.5, jnp.float32)
-        return jnp.asarray(0.1 * values + path.endswith("scale"), jnp.float32)
-
-    return unflatten({path: draw(path, leaf.shape) for path, leaf in sorted(flatten(module_params(abstract(config))).items())})
+def build(config: PhiConfig) -> Phi:
+    return random_module(lambda rngs: Phi(config, rngs=rngs))
 
 
 @pytest.fixture(scope="module")
 def phi() -> Phi:
-    return bind(abstract(CONFIG), random_params(CONFIG))
+    return build(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +206,7 @@ def test_low_rank_adaptation_starts_at_the_base_and_sits_on_q_and_v(phi: Phi, em
 )
 def test_dropout_acts_only_with_a_key(embeds: jax.Array, changes: dict):
     config = dataclasses.replace(CONFIG, **changes)
-    phi = bind(abstract(config), random_params(config))
+    phi = build(config)
     off = run(phi, embeds, ALL)
     on = run(phi, embeds, ALL, jax.random.key(0))
     assert (on != off).any()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from random_weights import random_module
 
 from segearth_r2_jax.models.binding import abstract_module, flatten, module_params
 from segearth_r2_jax.models.projector import Projector
@@ -18,7 +19,7 @@ CONFIG = SiglipConfig(hidden_size=24, intermediate_size=40, num_layers=3, num_he
 
 
 def build(config: SiglipConfig) -> Siglip:
-    return jax.jit(lambda: Siglip(config, rngs=nnx.Rngs(0)))()
+    return random_module(lambda rngs: Siglip(config, rngs=rngs))
 
 
 @jax.jit

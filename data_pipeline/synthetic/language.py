@@ -183,13 +183,8 @@ def marked(noun: str) -> str:
     return f"<p>{noun}</p>[SEG]"
 
 
-def short_answer(count: int) -> str:
-    """The answer to a short explicit request for `count` targets."""
-    return "It is [SEG]." if count == 1 else f"They are {joined(['[SEG]'] * count)}."
-
-
 def named_answer(nouns: list[str], plural: bool) -> str:
-    """The answer to a question that did not name what it asked for."""
+    """The answer to a question or a short request."""
     return ("These are " if plural else "It is ") + joined([f"the {marked(noun)}" for noun in nouns]) + "."
 
 

@@ -205,7 +205,7 @@ def _instruction(facts: Facts, chosen: list[Reference], cell: Cell, shares: Shar
             answer = language.full_answer(nouns, plural, place)
         else:
             description = _short_request(phrase, plural, shares, rng)
-            answer = language.short_answer(len(targets))
+            answer = language.named_answer(nouns, plural)
     return Instruction(cell, description, answer, tuple(target_mask(facts, target) for target in targets))
 
 

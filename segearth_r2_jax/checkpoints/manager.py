@@ -6,7 +6,7 @@ A folder is the same for a run's work directory and for converted weights:
     tokenizer.json    the tokenizer that the weights were trained with
     base/             parameters that training does not change; absent if there are none
     unused/           reference tensors that the network does not use, kept for export; absent if there are none
-    steps/<n>/        after n training steps: trainable parameters, optimizer, data iterator, metadata
+    steps/<n>/        after n training steps: trainable parameters, optimizer, metadata (the position in the data)
 
 Trees are nested dicts with string keys, so that a path in a checkpoint is the path in the model. The parameters of a folder are base
 overlaid with the trainable ones of the newest whole step. A step that was cut off while it was written is never read.
@@ -180,12 +180,11 @@ class TrainingCheckpoints:
         optimizer: Any,
         *,
         metadata: Mapping[str, Any] | None = None,
-        data_iterator: Any = None,
         force: bool = False,
     ) -> bool:
         """Save the state after `step` steps if it is due (a multiple of `save_every`, or `force`). True if a save was begun.
 
-        It goes on in the background once the arrays are copied off the device; a Grain `data_iterator` is saved with its position.
+        It goes on in the background once the arrays are copied off the device. `metadata` is JSON: the position in the data, for one.
         """
         due = force or step % self._save_every == 0
         if not due or step in self._manager.all_steps():
@@ -195,23 +194,16 @@ class TrainingCheckpoints:
             "optimizer": ocp.args.StandardSave(optimizer),
             "metadata": ocp.args.JsonSave(dict(metadata or {})),
         }
-        if data_iterator is not None:
-            import grain.checkpoint  # only a run that reads data needs it
-
-            items["data"] = grain.checkpoint.CheckpointSave(data_iterator)
         return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def latest_step(self) -> int | None:
         """The newest whole step."""
         return self._manager.latest_step()
 
-    def restore(
-        self, abstract_trainable: Params, abstract_optimizer: Any, *, data_iterator: Any = None, step: int | None = None
-    ) -> Restored | None:
+    def restore(self, abstract_trainable: Params, abstract_optimizer: Any, *, step: int | None = None) -> Restored | None:
         """The state after `step` steps (default: the newest), None if nothing was saved yet.
 
-        The abstract trees give structure, dtypes and shardings (which may differ from the saved ones); `data_iterator` is moved in
-        place to where the saved one was.
+        The abstract trees give structure, dtypes and shardings (which may differ from the saved ones).
 
         Raises:
             UserError: the saved state is not one of this model and optimizer.
@@ -227,20 +219,11 @@ class TrainingCheckpoints:
             "optimizer": ocp.args.StandardRestore(abstract_optimizer),
             "metadata": ocp.args.JsonRestore(),
         }
-        # Before the first step every iterator is where it has to be.
-        if data_iterator is not None and step > 0:
-            import grain.checkpoint
-
-            items["data"] = grain.checkpoint.CheckpointRestore(data_iterator)
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(f"{where}: was not saved by this configuration ({str(error).splitlines()[0]})") from error
         return Restored(step, restored["trainable"], restored["optimizer"], restored["metadata"])
-
-    def reached_preemption(self, step: int) -> bool:
-        """Whether this machine is about to be taken away: save and stop."""
-        return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
         """Until every save that was begun is on disk."""

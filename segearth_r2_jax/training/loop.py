@@ -23,7 +23,7 @@ from segearth_r2_jax.checkpoints.json_files import write_json
 from segearth_r2_jax.checkpoints.manager import TrainingCheckpoints, has_base, load_parameters, save_base, write_config
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.inputs.tokenizer import load_tokenizer, save_tokenizer
-from segearth_r2_jax.models.binding import Params, abstract_module, flatten, logical_axes, module_params, unflatten
+from segearth_r2_jax.models.binding import Params, abstract_module, flatten, init_params, logical_axes, module_params, unflatten
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2
 from segearth_r2_jax.sharding.mesh import make_mesh
 from segearth_r2_jax.sharding.rules import batch_sharding, shardings
@@ -48,11 +48,14 @@ def train(config: RunConfig, workdir: Path) -> None:
     tokenizer = load_tokenizer(config.tokenizer)
     _check(config, len(tokenizer))
     mesh = make_mesh(config.mesh)
-    abstract = abstract_module(lambda rngs: SegEarthR2(config.model, rngs=rngs))
+    def make(rngs: nnx.Rngs) -> SegEarthR2:
+        return SegEarthR2(config.model, rngs=rngs)
+
+    abstract = abstract_module(make)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
 
     with TrainingCheckpoints(workdir, keep=config.keep_checkpoints, save_every=config.checkpoint_every) as checkpoints:
-        state, sharded = _start(config, workdir, abstract, optimizer, mesh)
+        state, sharded = _start(config, workdir, make, abstract, optimizer, mesh)
         write_config(workdir, {"model": config.model.to_dict(), "template": config.data.template, "mask_canvas": config.data.mask_canvas})
         if jax.process_index() == 0:
             save_tokenizer(tokenizer, workdir / "tokenizer.json")
@@ -70,7 +73,8 @@ def train(config: RunConfig, workdir: Path) -> None:
         )
         restored = checkpoints.restore(_abstract(state.trainable), _abstract(state.opt_state))
         if restored is not None:
-            loader.set_state(restored.metadata["data"])
+            if restored.step > 0:
+                loader.set_state(restored.metadata["data"])
             step = jax.device_put(jnp.asarray(restored.step, jnp.int32), sharded.step)
             state = dataclasses.replace(state, step=step, trainable=restored.trainable, opt_state=restored.optimizer)
         first_step = 0 if restored is None else restored.step
@@ -138,17 +142,21 @@ def _loop(
 
 
 def _start(
-    config: RunConfig, workdir: Path, abstract: SegEarthR2, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: RunConfig,
+    workdir: Path,
+    make: Callable[[nnx.Rngs], SegEarthR2],
+    abstract: SegEarthR2,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
 ) -> tuple[TrainState, TrainState]:
     """The state of step 0 on the mesh and its shardings; parameters that training does not change are written once."""
     axes = logical_axes(abstract)
     shapes = module_params(abstract)
     placed = shardings(shapes, axes, mesh)
     if config.initial_checkpoint is None:
-        make = jax.jit(lambda: module_params(SegEarthR2(config.model, rngs=nnx.Rngs(config.seed))), out_shardings=placed)
-        params = make()
+        params = init_params(make, config.seed, placed)
     else:
-        params = _load(config, shapes, placed)
+        params = _load(config.initial_checkpoint, make, config.seed, shapes, placed)
     trainable, frozen = split_params(params, config.trainable)
     frozen = jax.tree.map(lambda leaf: leaf.astype(config.frozen_dtype), frozen)
     if frozen and not has_base(workdir):
@@ -159,24 +167,18 @@ def _start(
     return state, sharded
 
 
-def _load(config: RunConfig, shapes: Params, placed: Params) -> Params:
-    """The initial checkpoint's parameters in float32, with fresh low-rank adapters where it has none."""
+def _load(checkpoint: str, make: Callable[[nnx.Rngs], SegEarthR2], seed: int, shapes: Params, placed: Params) -> Params:
+    """The checkpoint's parameters in float32, with fresh low-rank adapters: a checkpoint to start from has none."""
     flat_shapes, flat_placed = flatten(shapes), flatten(placed)
+    adapters = {path: sharding for path, sharding in flat_placed.items() if "/lora_" in path}
     wanted = {
         path: jax.ShapeDtypeStruct(shape.shape, jnp.float32, sharding=flat_placed[path])
         for path, shape in flat_shapes.items()
-        if "/lora_" not in path
+        if path not in adapters
     }
-    params = flatten(load_parameters(config.initial_checkpoint, unflatten(wanted), "float32"))
-    adapters = [path for path in flat_shapes if "/lora_" in path]
+    params = flatten(load_parameters(checkpoint, unflatten(wanted), "float32"))
     if adapters:
-        out = {path: flat_placed[path] for path in adapters}
-
-        def make() -> dict[str, jax.Array]:
-            fresh = flatten(module_params(SegEarthR2(config.model, rngs=nnx.Rngs(config.seed))))
-            return {path: fresh[path] for path in adapters}
-
-        params.update(jax.jit(make, out_shardings=out)())
+        params |= flatten(init_params(make, seed, unflatten(adapters)))
     return unflatten(params)
 
 

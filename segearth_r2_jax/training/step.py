@@ -80,7 +80,7 @@ def train_step(
 
         (loss, (terms, first_masks)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        metrics = {"loss": loss, **terms, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
         new_state = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), state.frozen, opt_state)
         return new_state, StepReport(metrics, first_masks.astype(jnp.float32))
 

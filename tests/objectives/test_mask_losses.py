@@ -84,5 +84,5 @@ def test_draws_have_the_documented_shapes_and_range():
     assert isinstance(draws, PointDraws)
     assert draws.candidates.shape == (4, 5, 192, 2)
     assert draws.uniform.shape == (4, 5, 16, 2)
-    assert 0 <= draws.candidates.min()
+    assert draws.candidates.min() >= 0
     assert draws.candidates.max() < 1

@@ -24,6 +24,8 @@ from segearth_r2_jax.models.position_encoding import sine_position
 _XAVIER = nnx.initializers.xavier_uniform()
 # Xavier over a packed [3c, c] matrix of query, key and value projections, as PyTorch's attention initialises it.
 _XAVIER_PACKED = nnx.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+# PyTorch's default for dense layers: uniform within 1 / sqrt(fan_in).
+_TORCH_DEFAULT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _NUM_LEVELS = 3
 
 
@@ -129,9 +131,9 @@ class MaskDecoder(nnx.Module):
         self.decoder_norm = LayerNorm(c, rngs=rngs)
         self.mask_embed = nnx.List(
             [
-                Linear(c, c, axes=("embed", "mlp"), rngs=rngs),
-                Linear(c, c, axes=("mlp", "embed"), rngs=rngs),
-                Linear(c, config.mask_dim, axes=("embed", "mlp"), rngs=rngs),
+                Linear(c, c, axes=("embed", "mlp"), kernel_init=_TORCH_DEFAULT, rngs=rngs),
+                Linear(c, c, axes=("mlp", "embed"), kernel_init=_TORCH_DEFAULT, rngs=rngs),
+                Linear(c, config.mask_dim, axes=("embed", "mlp"), kernel_init=_TORCH_DEFAULT, rngs=rngs),
             ]
         )
         self.level_embed = parameter(nnx.initializers.normal(1.0), (_NUM_LEVELS, c), (None, "embed"), rngs)

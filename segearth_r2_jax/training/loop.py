@@ -44,17 +44,25 @@ def train(config: RunConfig, workdir: Path) -> None:
     Raises:
         UserError: the configuration does not fit the data, the checkpoint or the machine.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(config.tokenizer)
     _check(config, len(tokenizer))
     mesh = make_mesh(config.mesh)
+    loader = Loader(
+        ShardedRecords(config.data.shards),
+        tokenizer,
+        loader_config(config),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
     def make(rngs: nnx.Rngs) -> SegEarthR2:
         return SegEarthR2(config.model, rngs=rngs)
 
     abstract = abstract_module(make)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
+    workdir.mkdir(parents=True, exist_ok=True)
 
-    with TrainingCheckpoints(workdir, keep=config.keep_checkpoints, save_every=config.checkpoint_every) as checkpoints:
+    with loader, TrainingCheckpoints(workdir, keep=config.keep_checkpoints, save_every=config.checkpoint_every) as checkpoints:
         state, sharded = _start(config, workdir, make, abstract, optimizer, mesh)
         write_config(workdir, {"model": config.model.to_dict(), "template": config.data.template, "mask_canvas": config.data.mask_canvas})
         if jax.process_index() == 0:
@@ -64,13 +72,6 @@ def train(config: RunConfig, workdir: Path) -> None:
             checkpoints.save(0, state.trainable, state.opt_state, force=True)
             checkpoints.wait()
             return
-        loader = Loader(
-            ShardedRecords(config.data.shards),
-            tokenizer,
-            loader_config(config),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
         restored = checkpoints.restore(_abstract(state.trainable), _abstract(state.opt_state))
         if restored is not None:
             if restored.step > 0:
@@ -84,7 +85,7 @@ def train(config: RunConfig, workdir: Path) -> None:
             flush=True,
         )
         log = RunLog(workdir, first_step=first_step, num_steps=config.num_steps, print_every=config.print_every)
-        with loader, contextlib.closing(log):
+        with contextlib.closing(log):
             step = compile_train_step(abstract, optimizer, config.step, mesh, sharded)
             _loop(config, state, step, loader, mesh, log, checkpoints, functools.partial(_picture, tokenizer))
 

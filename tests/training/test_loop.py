@@ -1,0 +1,129 @@
+"""Whole runs of `segearth-r2 train`, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from micro_run import micro_run
+from PIL import Image
+
+from segearth_r2_jax.cli.main import main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+CONFIG = """
+import sys
+sys.path.insert(0, {tests!r})
+from micro_run import micro_run
+
+def get_config():
+    return micro_run({shards!r}).to_config_dict()
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    path = tmp_path_factory.mktemp("config") / "micro.py"
+    path.write_text(CONFIG.format(tests=str(REPOSITORY / "tests"), shards=str(shards)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(config_file: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Starts `train --config .. --workdir FOLDER OVERRIDES..`; the processes share what they compile."""
+    compiled = tmp_path_factory.mktemp("compiled")
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+    def start(workdir: Path, *overrides: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "segearth_r2_jax", "train", "--config", str(config_file), "--workdir", str(workdir), *overrides]
+        return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole_run(start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the output of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("whole")
+    process = start(workdir)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return workdir, output
+
+
+def losses(workdir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_checkpoints_logs_and_pictures(whole_run):
+    workdir, output = whole_run
+    assert [entry["step"] for entry in losses(workdir)] == list(range(1, 13))
+    assert losses(workdir)[0].keys() >= {"loss", "loss_llm", "loss_bce", "loss_dice", "loss_attention", "learning_rate", "grad_norm"}
+    assert "step 12/12  loss " in output
+    assert {path.name for path in (workdir / "steps").iterdir()} == {"12"}
+    pictures = sorted(path.name for path in (workdir / "samples").iterdir())
+    assert pictures == ["step_000006.png", "step_000012.png"]
+    assert np.asarray(Image.open(workdir / "samples" / pictures[0])).shape[1] == 3 * 64
+    assert list((workdir / "tensorboard").iterdir())
+    run = json.loads((workdir / "run.json").read_text())
+    assert run["config"] == json.loads(json.dumps(micro_run(run["config"]["data"]["shards"]).to_dict()))
+    assert run["versions"].keys() >= {"jax", "flax", "optax"}
+    assert (workdir / "tokenizer.json").is_file()
+
+
+def test_a_finished_run_is_not_done_again(whole_run, start):
+    workdir, _ = whole_run
+    before = (workdir / "log.jsonl").read_bytes()
+    process = start(workdir)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert "continuing after step 12" in output
+    assert (workdir / "log.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("kills", [(1, 7), pytest.param(tuple(range(1, 13)), marks=pytest.mark.slow)], ids=["twice", "at every step"])
+def test_killed_runs_continue_with_the_identical_losses(whole_run, start, tmp_path, kills):
+    """SIGKILL once the log reaches each of the steps `kills`, and the same command again."""
+    for step in kills:
+        process = start(tmp_path)
+        log = tmp_path / "log.jsonl"
+        deadline = time.monotonic() + 300
+        while process.poll() is None and not (log.exists() and len(log.read_bytes().splitlines()) >= step):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        # A file that is there under its final name is whole: what the kill cut off is under another.
+        assert json.loads((tmp_path / "config.json").read_text())["template"] == "train_phi_v0"
+    process = start(tmp_path)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert losses(tmp_path) == losses(whole_run[0])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.num_stepz=3", "num_stepz"),
+        ("--config.num_steps=many", "num_steps"),
+        ("--config.data.shards=/nowhere", "/nowhere"),
+        ("--config.tokenizer=/nowhere/tokenizer.json", "/nowhere/tokenizer.json"),
+        ("--config.trainable=('nothing_like_it',)", "nothing_like_it"),
+        ("--config.mesh.tensor=7", "does not fit"),
+    ],
+)
+def test_a_wrong_override_is_one_line(config_file, tmp_path, capsys, override, message):
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "--config", str(config_file), "--workdir", str(tmp_path / "work"), override])
+    assert exit.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("segearth-r2: error: ")
+    assert message in line

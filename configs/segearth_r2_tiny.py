@@ -24,11 +24,11 @@ def get_config() -> ConfigDict:
     return RunConfig(
         model=SegEarthR2Config.tiny(vocab_size=1024),
         tokenizer=str(TOKENIZER),
-        data=DataConfig(shards="runs/tiny/shards", batch_size=8, token_buckets=(384,), max_masks=4, mask_canvas=256),
-        num_steps=1500,
-        optimizer=OptimizerConfig(learning_rate=1e-3, clip_norm=1.0, weight_decay=0.01),
-        step=StepConfig(points=PointSampling(num_points=1024)),
-        checkpoint_every=250,
+        data=DataConfig(shards="runs/tiny/shards", batch_size=16, token_buckets=(192,), max_masks=3, mask_canvas=256),
+        num_steps=600,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_ratio=0.1, weight_decay=0.01, clip_norm=1.0),
+        step=StepConfig(points=PointSampling(num_points=512)),
+        checkpoint_every=200,
         print_every=50,
-        picture_every=250,
+        picture_every=200,
     ).to_config_dict()

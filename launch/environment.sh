@@ -35,3 +35,10 @@ install_environment() {
   "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps --editable . || return
   echo "$wanted" > "$stamp"
 }
+
+# What these scripts install runs on the CPU; JAX_PLATFORMS=cuda or tpu chooses otherwise.
+use_cpu_by_default() {
+  export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+  # libtpu, which the tests compile with, would look for a TPU host's metadata and complain.
+  if [ "$JAX_PLATFORMS" = cpu ]; then export TPU_SKIP_MDS_QUERY=1; fi
+}

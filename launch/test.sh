@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 install_environment requirements-dev.txt
-export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+use_cpu_by_default
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 exec "$PYTHON" -m pytest -m "not slow" --durations=10 "$@"

@@ -7,29 +7,30 @@ import pytest
 from micro_run import micro_model, micro_run
 from random_weights import random_params
 
-from segearth_r2_jax.models.binding import abstract_module, bind, flatten, logical_axes
+from segearth_r2_jax.models.binding import abstract_module, bind, flatten, logical_axes, module_params
 from segearth_r2_jax.models.layers import LoraConfig
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2
+from segearth_r2_jax.models.siglip import SiglipConfig
 from segearth_r2_jax.objectives.mask_losses import draw_points
 from segearth_r2_jax.objectives.total import LossWeights, total_loss
 from segearth_r2_jax.sharding.mesh import MeshShape, make_mesh
 from segearth_r2_jax.training.schedules import OptimizerConfig, make_optimizer
 from segearth_r2_jax.training.state import TrainState, initial_state, split_params, state_shardings
-from segearth_r2_jax.training.step import StepConfig, compile_train_step, forward
+from segearth_r2_jax.training.step import StepConfig, compile_train_step, forward, train_step
 
 TOKENS, MASKS = 96, 3
 
 
-def random_batch(seed: int, config, rows: int = 2) -> dict[str, np.ndarray]:
+def random_batch(seed: int, config, rows: int = 2, tokens: int = TOKENS) -> dict[str, np.ndarray]:
     """A batch as the loader yields it, with rows of random lengths and random numbers of masks."""
     rng = np.random.default_rng(seed)
     image = config.siglip.num_tokens
-    token_ids = np.full((rows, TOKENS), -1, np.int32)
-    lengths = rng.integers(image + 20, TOKENS, rows)
+    token_ids = np.full((rows, tokens), -1, np.int32)
+    lengths = rng.integers(image + 20, tokens, rows)
     for row, length in enumerate(lengths):
         token_ids[row, :length] = rng.integers(0, config.phi.vocab_size, length)
     token_ids[:, 5 : 5 + image] = -200
-    labels = np.where((np.arange(TOKENS) > image + 10) & (token_ids >= 0), token_ids, -100)
+    labels = np.where((np.arange(tokens) > image + 10) & (token_ids >= 0), token_ids, -100)
     count = rng.integers(0, MASKS + 1, rows)
     valid = np.arange(MASKS) < count[:, None]
     size = config.image_size
@@ -39,7 +40,7 @@ def random_batch(seed: int, config, rows: int = 2) -> dict[str, np.ndarray]:
         "image_siglip": rng.integers(0, 256, (rows, config.siglip.image_size, config.siglip.image_size, 3), dtype=np.uint8),
         "token_ids": token_ids,
         "labels": labels.astype(np.int32),
-        "attention_mask": np.arange(TOKENS) < lengths[:, None],
+        "attention_mask": np.arange(tokens) < lengths[:, None],
         "image_start": np.full(rows, 5, np.int32),
         "seg_positions": np.where(valid, image + 12 + np.arange(MASKS), 0).astype(np.int32),
         "mask_valid": valid,
@@ -149,3 +150,21 @@ def test_without_supervision_no_attention_rows_are_computed():
         output = jax.eval_shape(lambda m, b: forward(m, b, dtype="float32", supervise_attention=supervise, rng=None), abstract, batch)  # noqa: B023
         assert (output.attention_rows is not None) == supervise
     assert LossWeights(attention=0).attention == 0
+
+
+def test_supervision_costs_almost_no_memory_at_1024_tokens():
+    """Peak temporary memory of the compiled training step, from the compiler's own analysis, with and without the supervision."""
+    siglip = SiglipConfig(hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, patch_size=4, image_size=108)
+    model = dataclasses.replace(micro_model(remat="full"), siglip=siglip)
+    assert siglip.num_tokens == 729
+    abstract = abstract_module(lambda rngs: SegEarthR2(model, rngs=rngs))
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    state = jax.eval_shape(lambda params: initial_state(params, {}, optimizer), module_params(abstract))
+    batch = random_batch(0, model, tokens=1024)
+    peak = {}
+    for weight in (0.0, 0.01):
+        config = StepConfig(weights=LossWeights(attention=weight), points=micro_run("").step.points)
+        compiled = jax.jit(train_step(abstract, optimizer, config), donate_argnums=0).lower(state, batch).compile()
+        peak[weight] = compiled.memory_analysis().temp_size_in_bytes
+    assert peak[0.0] > 2**20
+    assert peak[0.01] < 1.05 * peak[0.0]

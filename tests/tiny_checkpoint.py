@@ -10,7 +10,12 @@ import numpy as np
 from segearth_r2_jax.checkpoints.manager import save_base, write_config
 from segearth_r2_jax.inputs.tokenizer import SEG_TOKEN, save_tokenizer, train_tokenizer
 from segearth_r2_jax.models.binding import Params, abstract_module, flatten, module_params, unflatten
+from segearth_r2_jax.models.mask_decoder import MaskDecoderConfig
+from segearth_r2_jax.models.phi import PhiConfig
+from segearth_r2_jax.models.pixel_decoder import PixelDecoderConfig
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
+from segearth_r2_jax.models.siglip import SiglipConfig
+from segearth_r2_jax.models.swin import SwinConfig
 
 IMAGE_SIZE = 128
 TEMPLATE = "train_phi_v0"
@@ -24,7 +29,16 @@ def tokenizer():
 
 
 def config() -> SegEarthR2Config:
-    return SegEarthR2Config.tiny(vocab_size=len(tokenizer()), image_size=IMAGE_SIZE)
+    """Its own sizes, not those of the tiny preset: the random answers that the tests rely on change with them."""
+    swin = SwinConfig.tiny()
+    return SegEarthR2Config(
+        siglip=SiglipConfig.tiny(),
+        phi=PhiConfig.tiny(vocab_size=len(tokenizer())),
+        swin=swin,
+        pixel_decoder=PixelDecoderConfig.tiny(in_channels=swin.channels),
+        mask_decoder=MaskDecoderConfig.tiny(),
+        image_size=IMAGE_SIZE,
+    )
 
 
 def parameters(config: SegEarthR2Config, *, seed: int = 12) -> Params:

@@ -15,6 +15,7 @@ overlaid with the trainable ones of the newest whole step. A step that was cut o
 from __future__ import annotations
 
 import os
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -192,7 +193,7 @@ class TrainingCheckpoints:
         items = {
             "trainable": ocp.args.StandardSave(trainable),
             "optimizer": ocp.args.StandardSave(optimizer),
-            "metadata": ocp.args.JsonSave(dict(metadata or {})),
+            "metadata": ocp.args.JsonSave(copy.deepcopy(dict(metadata or {}))),  # Written in the background.
         }
         return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 

@@ -191,7 +191,7 @@ def test_low_rank_adaptation_starts_at_the_base_and_sits_on_q_and_v(phi: Phi, em
     np.testing.assert_allclose(run(bind(abstract(config), unflatten(params)), embeds, ALL), run(phi, embeds, ALL), atol=1e-5)
 
     rng = np.random.default_rng(0)
-    params |= {path: jnp.asarray(rng.normal(size=fresh[path].shape), jnp.float32) for path in added}
+    params |= {path: jnp.asarray(rng.normal(0, 0.3, fresh[path].shape), jnp.float32) for path in added}
     adapted = run(bind(abstract(config), unflatten(params)), embeds, ALL)
     merged = {path: leaf for path, leaf in params.items() if path not in added}
     for name in ("q_proj", "v_proj"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if unknown:
         args.overrides = [*args.overrides, *unknown]
+    # Orbax warns of metadata files that its own checkpointers do not write.
+    logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
         modules[args.verb].run(args)
     except UserError as error:

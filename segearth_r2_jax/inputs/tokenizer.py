@@ -16,6 +16,9 @@ from segearth_r2_jax.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+# transformers says at import that it found no PyTorch, which it does not need here.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 SEG_TOKEN = "[SEG]"
 END_OF_TEXT = "<|endoftext|>"
 

@@ -14,8 +14,8 @@ overlaid with the trainable ones of the newest whole step. A step that was cut o
 
 from __future__ import annotations
 
-import os
 import copy
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

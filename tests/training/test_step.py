@@ -9,7 +9,7 @@ from random_weights import random_params
 
 from segearth_r2_jax.models.binding import abstract_module, bind, flatten, logical_axes, module_params
 from segearth_r2_jax.models.layers import LoraConfig
-from segearth_r2_jax.models.segearth_r2 import SegEarthR2
+from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
 from segearth_r2_jax.models.siglip import SiglipConfig
 from segearth_r2_jax.objectives.mask_losses import draw_points
 from segearth_r2_jax.objectives.total import LossWeights, total_loss
@@ -79,16 +79,27 @@ def lora_run() -> Prepared:
     return prepare(micro_model(lora=LoraConfig(rank=2)), dataclasses.replace(micro_run("").step, regularize=True), LORA_TRAINABLE)
 
 
-def test_it_compiles_once_over_batches_of_mixed_lengths_and_mask_counts(lora_run):
-    state = jax.tree.map(jnp.copy, lora_run.state)
-    counts = set()
+def test_the_tiny_preset_compiles_once_over_batches_of_mixed_lengths_and_mask_counts():
+    config = SegEarthR2Config.tiny(vocab_size=1024)
+    run = prepare(config, micro_run("").step, ("",))
+    abstract = abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs))
+
+    @jax.jit
+    def evaluate(params, batch):
+        return forward(bind(abstract, params), batch, dtype="float32", supervise_attention=False, rng=None).mask_logits
+
+    state, counts, lengths = run.state, set(), set()
     for seed in range(50):
-        batch = random_batch(seed, lora_run.config)
+        batch = random_batch(seed, config)
         counts.add(int(batch["mask_valid"].sum()))
-        state, report = lora_run.step(state, batch)
+        lengths |= set(batch["attention_mask"].sum(1).tolist())
+        state, report = run.step(state, batch)
         assert all(np.isfinite(float(value)) for value in report.metrics.values()), (seed, report.metrics)
-    assert counts >= {0, 1, 2, 3, 4, 5, 6}
-    assert lora_run.step._cache_size() == 1
+        evaluate(state.trainable, batch)
+    assert counts == {0, 1, 2, 3, 4, 5, 6}
+    assert len(lengths) > 20
+    assert run.step._cache_size() == 1
+    assert evaluate._cache_size() == 1
     assert int(state.step) == 50
 
 

@@ -162,10 +162,10 @@ def _start(
     frozen = jax.tree.map(lambda leaf: leaf.astype(config.frozen_dtype), frozen)
     if frozen and not has_base(workdir):
         save_base(workdir, frozen)
-    described = jax.eval_shape(lambda t, f: initial_state(t, f, optimizer), trainable, frozen)
-    sharded = state_shardings(described, optimizer, axes, mesh)
-    state = jax.jit(lambda t, f: initial_state(t, f, optimizer), out_shardings=sharded)(trainable, frozen)
-    return state, sharded
+    first = functools.partial(initial_state, optimizer=optimizer)
+    sharded = state_shardings(jax.eval_shape(first, trainable, frozen), optimizer, axes, mesh)
+    # Donated: the parameters become part of the state instead of being copied into it.
+    return jax.jit(first, out_shardings=sharded, donate_argnums=(0, 1))(trainable, frozen), sharded
 
 
 def _load(checkpoint: str, make: Callable[[nnx.Rngs], SegEarthR2], seed: int, shapes: Params, placed: Params) -> Params:

@@ -24,8 +24,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_pipeline.synthetic.facts import Facts
-from data_pipeline.synthetic.records import CELLS, TEST_FILES, TEST_SHARES, TRAIN_SHARES, Cell, make_instructions
+from data_pipeline.grammar.facts import Facts
+from data_pipeline.grammar.records import CELLS, TEST_FILES, TEST_SHARES, TRAIN_SHARES, Cell, make_instructions
 from data_pipeline.synthetic.scene import draw_scene
 from segearth_r2_jax.errors import UserError
 

@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
+from data_pipeline.grammar.labels import AIRCRAFT_PARTS
 from data_pipeline.synthetic import palette
 from data_pipeline.synthetic.canvas import Canvas
-from data_pipeline.synthetic.palette import AIRCRAFT_PARTS, Colour, jittered, lit
+from data_pipeline.synthetic.palette import Colour, jittered, lit
 from data_pipeline.synthetic.plan import Aircraft
 from data_pipeline.synthetic.shapes import turned
 

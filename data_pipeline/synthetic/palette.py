@@ -27,9 +27,6 @@ CATEGORIES = (
     "truck",
 )
 
-# The parts of an aircraft; a part's number in the part map is its place here, from 1.
-AIRCRAFT_PARTS = ("fuselage", "left wing", "right wing", "left engine", "right engine", "tail")
-
 BUILDING_COLOURS: dict[str, Colour] = {
     "red": (172, 78, 58),
     "grey": (132, 134, 138),

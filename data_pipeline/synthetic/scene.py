@@ -9,21 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.grammar.labels import LabelledObject
 from data_pipeline.synthetic import aircraft, buildings, ground, objects, shading
 from data_pipeline.synthetic.canvas import Canvas, View
 from data_pipeline.synthetic.layout import make_plan
 from data_pipeline.synthetic.plan import Plan
-
-
-@dataclasses.dataclass(frozen=True)
-class SceneObject:
-    """One thing of the scene; `number` is its value in the object map."""
-
-    number: int
-    category: str
-    colour: str | None = None
-    heading: float | None = None  # of an aircraft in the picture: 0 right, pi/2 down
-    kind: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +23,7 @@ class Scene:
     image: np.ndarray
     object_map: np.ndarray
     part_map: np.ndarray
-    objects: tuple[SceneObject, ...]
+    objects: tuple[LabelledObject, ...]
     theme: str
     metres_per_pixel: float
 
@@ -73,10 +63,10 @@ class _Register:
 
     def __init__(self, theme: str):
         self.theme = theme
-        self.objects: list[SceneObject] = []
+        self.objects: list[LabelledObject] = []
 
     def add(self, category: str, **facts: Any) -> int:
-        self.objects.append(SceneObject(len(self.objects) + 1, category, **facts))
+        self.objects.append(LabelledObject(len(self.objects) + 1, category, **facts))
         return len(self.objects)
 
 

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from data_pipeline.grammar.facts import Facts
+from data_pipeline.grammar.labels import AIRCRAFT_PARTS
 from data_pipeline.synthetic import canvas as canvas_module
 from data_pipeline.synthetic.canvas import Canvas, View
-from data_pipeline.synthetic.facts import Facts
-from data_pipeline.synthetic.palette import AIRCRAFT_PARTS, CATEGORIES, Finish
+from data_pipeline.synthetic.palette import CATEGORIES, Finish
 from data_pipeline.synthetic.scene import default_metres_per_pixel, draw_scene
 from data_pipeline.synthetic.shapes import Rect
 

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from data_pipeline.synthetic.facts import Facts
-from data_pipeline.synthetic.records import TRAIN_SHARES, make_instructions
+from data_pipeline.grammar.facts import Facts
+from data_pipeline.grammar.records import TRAIN_SHARES, make_instructions
+from data_pipeline.grammar.tokenizer import TINY_TOKENIZER, main
 from data_pipeline.synthetic.scene import draw_scene
-from data_pipeline.synthetic.tokenizer import TINY_TOKENIZER, main
 from segearth_r2_jax.inputs.tokenizer import load_tokenizer, seg_token_id
 
 

@@ -8,9 +8,9 @@ import math
 
 import numpy as np
 
-from data_pipeline.synthetic import language
-from data_pipeline.synthetic.facts import APART, LARGER, Fact, Facts, at_place
-from data_pipeline.synthetic.language import GROUPS, PARTS, PLURAL_PARTS, PLURALS
+from data_pipeline.grammar import language
+from data_pipeline.grammar.facts import APART, LARGER, Fact, Facts, at_place
+from data_pipeline.grammar.language import GROUPS, PARTS, PLURAL_PARTS, PLURALS
 
 # Categories of which one thing can be told from another. Streets run into each other, so a single one is never meant.
 _INSTANCES = ("aircraft", "building", "car", "field", "forest", "lake", "parking lot", "truck")

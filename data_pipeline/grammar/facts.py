@@ -7,8 +7,7 @@ import functools
 
 import numpy as np
 
-from data_pipeline.synthetic.palette import AIRCRAFT_PARTS
-from data_pipeline.synthetic.scene import Scene, SceneObject
+from data_pipeline.grammar.labels import AIRCRAFT_PARTS, LabelledImage, LabelledObject
 
 # How clear a comparison must be before an instruction may rest on it.
 LARGER = 1.3  # times the area of the next
@@ -29,7 +28,7 @@ def at_place(place: str) -> str:
 class Fact:
     """An object as it is seen: `area` in pixels, `x`, `y` of its middle and all lengths in shares of the picture's side."""
 
-    thing: SceneObject
+    thing: LabelledObject
     area: int
     x: float
     y: float
@@ -62,7 +61,7 @@ def _third(value: float, margin: float = 0.04) -> int | None:
 class Facts:
     """Measures every object of `scene` that is visible at all."""
 
-    def __init__(self, scene: Scene):
+    def __init__(self, scene: LabelledImage):
         self.scene = scene
         size = scene.object_map.shape[0]
         count = len(scene.objects) + 1

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.synthetic import language
-from data_pipeline.synthetic.facts import Facts, at_place
-from data_pipeline.synthetic.references import Reference, absent_categories, all_references, overlapping, target_mask
+from data_pipeline.grammar import language
+from data_pipeline.grammar.facts import Facts, at_place
+from data_pipeline.grammar.references import Reference, absent_categories, all_references, overlapping, target_mask
 from segearth_r2_jax.raster import rle
 
 GRANULARITIES = ("semantic", "instance", "part")

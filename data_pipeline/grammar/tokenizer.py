@@ -1,6 +1,6 @@
 """The tokenizer of the tiny preset: a small byte-level BPE that knows the words of the drawn world and of the prompts.
 
-    python -m data_pipeline.synthetic.tokenizer
+    python -m data_pipeline.grammar.tokenizer
 
 writes `segearth_r2_jax/inputs/tiny_tokenizer.json` anew. It learns from the wordings alone, not from drawn scenes, so that nothing but
 the words decides it.
@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import segearth_r2_jax.inputs
-from data_pipeline.synthetic import language, palette
-from data_pipeline.synthetic.facts import PLACES, at_place
+from data_pipeline.grammar import language
+from data_pipeline.grammar.facts import PLACES, at_place
 from segearth_r2_jax.inputs.conversation import TEMPLATES
 from segearth_r2_jax.inputs.tokenizer import save_tokenizer, train_tokenizer
 
@@ -23,11 +23,11 @@ TINY_TOKENIZER = Path(segearth_r2_jax.inputs.__file__).with_name("tiny_tokenizer
 VOCAB_SIZE = 1023
 
 _COLOURS = {
-    "aircraft": palette.AIRCRAFT_COLOURS,
-    "building": palette.BUILDING_COLOURS,
-    "car": palette.CAR_COLOURS,
-    "field": palette.FIELD_COLOURS,
-    "truck": palette.CAR_COLOURS,
+    "aircraft": ("white", "grey", "yellow", "blue"),
+    "building": ("red", "grey", "white", "brown", "blue"),
+    "car": ("white", "black", "red", "blue", "yellow"),
+    "field": ("green", "yellow", "brown"),
+    "truck": ("white", "black", "red", "blue", "yellow"),
 }
 
 
@@ -76,7 +76,7 @@ def write_tiny_tokenizer(path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m data_pipeline.synthetic.tokenizer", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m data_pipeline.grammar.tokenizer", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=TINY_TOKENIZER, metavar="FILE", help="default: the one in the package")
     output = parser.parse_args(arguments).output
     write_tiny_tokenizer(output)

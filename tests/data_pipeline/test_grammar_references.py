@@ -7,10 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from data_pipeline.synthetic import language
-from data_pipeline.synthetic.facts import Facts, at_place
-from data_pipeline.synthetic.palette import AIRCRAFT_COLOURS, BUILDING_COLOURS, CAR_COLOURS, CATEGORIES, FIELD_COLOURS
-from data_pipeline.synthetic.records import (
+from data_pipeline.grammar import language
+from data_pipeline.grammar.facts import Facts, at_place
+from data_pipeline.grammar.records import (
     CATEGORY_WEIGHTS,
     CELLS,
     TEST_FILES,
@@ -19,7 +18,8 @@ from data_pipeline.synthetic.records import (
     Shares,
     make_instructions,
 )
-from data_pipeline.synthetic.references import absent_categories, all_references, overlapping, target_mask
+from data_pipeline.grammar.references import absent_categories, all_references, overlapping, target_mask
+from data_pipeline.synthetic.palette import AIRCRAFT_COLOURS, BUILDING_COLOURS, CAR_COLOURS, CATEGORIES, FIELD_COLOURS
 from data_pipeline.synthetic.scene import draw_scene
 
 COLOURS = {*AIRCRAFT_COLOURS, *BUILDING_COLOURS, *CAR_COLOURS, *FIELD_COLOURS}

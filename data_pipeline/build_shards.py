@@ -26,6 +26,7 @@ from typing import Any
 import tqdm
 
 from data_pipeline.schema import FEATURES, MANIFEST, Record
+from data_pipeline.shard_folder import decode_mask_counts, encode_mask_counts
 from data_pipeline.sources import lasers
 from data_pipeline.tfrecord import TFRecordSource, index_path, write_shard
 from segearth_r2_jax.errors import UserError
@@ -42,15 +43,14 @@ class ShardTask:
 
     path: Path
     split: str
-    rows: tuple[lasers.Row, ...]
+    rows: tuple[Annotation, ...]
 
     def input_digest(self) -> str:
         """Changes when an annotation or an image file of this shard changes."""
         digest = hashlib.sha256()
         for row in self.rows:
             status = row.image_path.stat()
-            content = [row.record_id, row.source, row.image_name, row.instruction, row.answer, row.mask, status.st_size, status.st_mtime_ns]
-            digest.update(json.dumps(content).encode())
+            digest.update(repr((row, status.st_size, status.st_mtime_ns)).encode())
         return digest.hexdigest()
 
 
@@ -74,11 +74,10 @@ def build_shards(
       command: the command line, noted in the manifest.
     Raises UserError naming the file and the row if something in the input is wrong; nothing half-written carries a final name.
     """
-    if source != "lasers":
-        raise UserError(f"--source {source}: no such source; there is lasers")
+    reader = get_source(source)
     if workers < 1 or (shards is not None and shards < 1):
         raise UserError("--workers and --shards must be at least 1")
-    rows = {name: lasers.read_rows(folder, name) for name in _splits(folder, split)}
+    rows = {name: list(accepted(reader.read(folder, name))) for name in _splits(reader, folder, split)}
     _make_folder(output)
     tasks = [task for name in rows for task in _divide(output, name, rows[name], shards)]
     digests = {task.path.name: task.input_digest() for task in tasks}
@@ -102,7 +101,7 @@ def build_shards(
         manifest["splits"][name] = {
             "records": sum(entry["records"] for entry in entries),
             "images": len({row.image_path for row in rows[name]}),
-            "masks": sum(count for entry in entries for count in entry["masks_per_record"] if count is not None),
+            "masks": sum(int(decode_mask_counts(entry["mask_counts"]).clip(0).sum()) for entry in entries),
             "shards": entries,
         }
     _write_json(output / MANIFEST, manifest)
@@ -193,7 +192,7 @@ def _build(task: ShardTask) -> dict[str, Any]:
         "records": len(task.rows),
         "bytes": task.path.stat().st_size,
         "sha256": digest,
-        "masks_per_record": masks,
+        "mask_counts": encode_mask_counts(masks),
     }
 
 

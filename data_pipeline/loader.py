@@ -28,6 +28,7 @@ from absl import flags
 
 from data_pipeline.masks import canvas_masks, canvas_size
 from data_pipeline.schema import MANIFEST, Record
+from data_pipeline.shard_folder import decode_mask_counts
 from data_pipeline.tfrecord import TFRecordSource
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.inputs.conversation import (
@@ -133,10 +134,12 @@ class ShardedRecords:
             raise UserError(f"{folder}: holds no split {split!r}; it has {', '.join(splits)}")
         self.folder = folder
         self._examples = TFRecordSource([folder / entry["file"] for entry in entries])
-        counts = [count for entry in entries for count in entry["masks_per_record"]]
-        self.masks_per_record = np.array([-1 if count is None else count for count in counts], np.int64)
+        self.masks_per_record = np.concatenate([decode_mask_counts(entry["mask_counts"]) for entry in entries] or [np.zeros(0, np.int16)])
         if len(self.masks_per_record) != len(self._examples):
-            raise UserError(f"{folder}: the shards hold {len(self._examples)} records, the manifest says {len(counts)}; build them again")
+            raise UserError(
+                f"{folder}: the shards hold {len(self._examples)} records, the manifest says {len(self.masks_per_record)}; "
+                "build them again"
+            )
 
     def __len__(self) -> int:
         return len(self._examples)

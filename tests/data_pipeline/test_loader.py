@@ -20,6 +20,7 @@ from PIL import Image
 from data_pipeline import masks
 from data_pipeline.build_shards import build_shards
 from data_pipeline.loader import ListedRecords, Loader, LoaderConfig, ShardedRecords
+from data_pipeline.shard_folder import decode_mask_counts, encode_mask_counts
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.inputs import conversation, tokenizer
 from segearth_r2_jax.inputs.image_processing import squash
@@ -357,7 +358,8 @@ def test_shards_that_are_not_there_are_named(shards, tmp_path):
     with pytest.raises(UserError, match=r"manifest\.json: not a manifest"):
         ShardedRecords(tmp_path)
     manifest = json.loads((shards.folder / "manifest.json").read_text())
-    manifest["splits"]["train"]["shards"][0]["masks_per_record"].pop()
+    entry = manifest["splits"]["train"]["shards"][0]
+    entry["mask_counts"] = encode_mask_counts(decode_mask_counts(entry["mask_counts"]).tolist()[:-1])
     for shard in shards.folder.glob("*.tfrecord"):
         (tmp_path / shard.name).write_bytes(shard.read_bytes())
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))

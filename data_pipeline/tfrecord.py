@@ -7,21 +7,27 @@ closed by their own checksum. The index only saves time: where it is absent, dam
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import struct
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import google_crc32c
 import numpy as np
+from etils import epath
 
+from data_pipeline.random_access import RandomAccess, file_size
 from segearth_r2_jax.errors import UserError
+
+AnyPath = TypeVar("AnyPath", Path, epath.Path)
 
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM = struct.Struct("<I")
 _HEADER_BYTES = _LENGTH.size + _CHECKSUM.size
 _FRAME_BYTES = _HEADER_BYTES + _CHECKSUM.size
+_INDEX_THREADS = 16
 
 
 def masked_crc32c(data: bytes) -> bytes:
@@ -36,7 +42,7 @@ def frame(data: bytes) -> bytes:
     return length + masked_crc32c(length) + data + masked_crc32c(data)
 
 
-def index_path(shard: Path) -> Path:
+def index_path(shard: AnyPath) -> AnyPath:
     """Where the index of `shard` lies."""
     return shard.with_name(shard.name + ".index")
 
@@ -62,17 +68,14 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
     return len(offsets) - 1
 
 
-def read_offsets(shard: Path) -> np.ndarray:
+def read_offsets(shard: str | os.PathLike[str]) -> np.ndarray:
     """Byte offsets int64 [records + 1] of a shard's records and of its end: from its index, or else from the shard itself.
 
     Raises UserError naming the shard if it is absent or its framing is damaged.
     """
+    size = file_size(shard)
     try:
-        size = shard.stat().st_size
-    except OSError as error:
-        raise UserError(f"{shard}: cannot be read ({error.strerror})") from None
-    try:
-        content = index_path(shard).read_bytes()
+        content = index_path(epath.Path(shard)).read_bytes()
     except OSError:
         return scan_offsets(shard)
     numbers, checksum = content[: -_CHECKSUM.size], content[-_CHECKSUM.size :]
@@ -82,83 +85,77 @@ def read_offsets(shard: Path) -> np.ndarray:
     return offsets if offsets[-1] == size else scan_offsets(shard)
 
 
-def scan_offsets(shard: Path) -> np.ndarray:
+def scan_offsets(shard: str | os.PathLike[str]) -> np.ndarray:
     """The offsets of `read_offsets`, found by walking over the shard's record headers."""
+    path, size, files = os.fspath(shard), file_size(shard), RandomAccess()
     offsets = [0]
-    with shard.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while offsets[-1] < size:
-            header = os.pread(file.fileno(), _HEADER_BYTES, offsets[-1])
-            end = offsets[-1] + _record_length(header, shard, len(offsets) - 1) + _FRAME_BYTES
-            if end > size:
-                raise UserError(f"{shard}: record {len(offsets) - 1} is cut short; build the shard again")
-            offsets.append(end)
+    while offsets[-1] < size:
+        number, start = len(offsets) - 1, offsets[-1]
+        end = start + _record_length(files.read(path, start, _HEADER_BYTES), path, number, start) + _FRAME_BYTES
+        if end > size:
+            raise UserError(f"{path}: record {number} is cut short at byte {size}; build the shard again")
+        offsets.append(end)
     return np.asarray(offsets, np.int64)
 
 
 class TFRecordSource:
-    """The records of several shards as one sequence: `source[i]` -> bytes, from any thread, in any order, after pickling too."""
+    """The records of several shards as one sequence: `source[i]` -> bytes, from any thread, in any order, after pickling too.
+
+    Shards may lie in cloud storage (`gs://bucket/...`).
+    """
 
     def __init__(self, shards: Sequence[str | os.PathLike[str]]):
-        self._shards = [Path(shard) for shard in shards]
-        self._offsets = [read_offsets(shard) for shard in self._shards]
+        self._shards = [os.fspath(shard) for shard in shards]
+        # In threads: in cloud storage every index is a request.
+        with concurrent.futures.ThreadPoolExecutor(_INDEX_THREADS) as pool:
+            self._offsets = list(pool.map(read_offsets, self._shards))
         # First record of each shard, and how many there are.
         self._starts = np.cumsum([0, *(len(offsets) - 1 for offsets in self._offsets)])
-        self._files: dict[int, int] = {}
-        self._opening = threading.Lock()
+        self._files = RandomAccess()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> bytes:
         """The data of record `index`; UserError naming shard and record if a single bit of it is wrong."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        path, number = self._shards[shard], index - int(self._starts[shard])
-        start, end = (int(offset) for offset in self._offsets[shard][number : number + 2])
-        # pread keeps no position, so threads can share one descriptor.
-        content = os.pread(self._file(shard), end - start, start)
-        length = _record_length(content[:_HEADER_BYTES], path, number)
+        path, number, start, end = self._find(index)
+        content = self._files.read(path, start, end - start)
+        length = _record_length(content[:_HEADER_BYTES], path, number, start)
         if len(content) != length + _FRAME_BYTES:
-            raise UserError(f"{path}: record {number} is cut short; build the shard again")
-        data = content[_HEADER_BYTES:-4]
-        if masked_crc32c(data) != content[-4:]:
-            raise UserError(f"{path}: record {number} is damaged (its checksum does not fit); build the shard again")
+            raise UserError(f"{path}: record {number} is cut short at byte {start + len(content)}; build the shard again")
+        data = content[_HEADER_BYTES : -_CHECKSUM.size]
+        if masked_crc32c(data) != content[-_CHECKSUM.size :]:
+            raise UserError(f"{path}: record {number} is damaged at byte {start} (its checksum does not fit); build the shard again")
         return data
+
+    def head(self, index: int, size: int) -> bytes:
+        """The first `size` bytes, at most, of the data of record `index`, which no checksum vouches for."""
+        path, _, start, end = self._find(index)
+        return self._files.read(path, start + _HEADER_BYTES, min(size, end - start - _FRAME_BYTES))
+
+    def place(self, index: int) -> str:
+        """Where record `index` lies: its shard and the offset of its first byte, in words."""
+        path, number, start, _ = self._find(index)
+        return f"{path}: record {number} at byte {start}"
 
     def close(self) -> None:
         """Closes the files; a later read opens them again."""
-        with self._opening:
-            while self._files:
-                os.close(self._files.popitem()[1])
+        self._files.close()
 
-    def _file(self, shard: int) -> int:
-        with self._opening:
-            if shard not in self._files:
-                try:
-                    self._files[shard] = os.open(self._shards[shard], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-                except OSError as error:
-                    raise UserError(f"{self._shards[shard]}: cannot be read ({error.strerror})") from None
-            return self._files[shard]
-
-    def __getstate__(self) -> dict[str, object]:
-        state = dict(self.__dict__)
-        del state["_files"], state["_opening"]
-        return state
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._files = {}
-        self._opening = threading.Lock()
-
-    def __del__(self):
-        if "_files" in self.__dict__:
-            self.close()
+    def _find(self, index: int) -> tuple[str, int, int, int]:
+        """Shard, number within it, first byte and end of record `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        number = index - int(self._starts[shard])
+        start, end = (int(offset) for offset in self._offsets[shard][number : number + 2])
+        return self._shards[shard], number, start, end
 
 
-def _record_length(header: bytes, shard: Path, number: int) -> int:
+def _record_length(header: bytes, shard: str, number: int, start: int) -> int:
     length, checksum = header[: _LENGTH.size], header[_LENGTH.size :]
     if len(header) != _HEADER_BYTES or masked_crc32c(length) != checksum:
-        raise UserError(f"{shard}: record {number} is damaged (the checksum of its length does not fit); build the shard again")
+        raise UserError(
+            f"{shard}: record {number} is damaged at byte {start} (the checksum of its length does not fit); build the shard again"
+        )
     return _LENGTH.unpack(length)[0]

@@ -25,9 +25,11 @@ from typing import Any
 
 import tqdm
 
+from data_pipeline.annotation import Annotation, accepted
 from data_pipeline.schema import FEATURES, MANIFEST, Record
 from data_pipeline.shard_folder import decode_mask_counts, encode_mask_counts
-from data_pipeline.sources import lasers
+from data_pipeline.sources.registry import SOURCES, get_source
+from data_pipeline.sources.source import Source
 from data_pipeline.tfrecord import TFRecordSource, index_path, write_shard
 from segearth_r2_jax.errors import UserError
 
@@ -109,18 +111,16 @@ def build_shards(
     return manifest
 
 
-def _splits(folder: Path, split: str) -> list[str]:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected a data set in the LaSeRS layout")
-    if split != "all":
-        return [split]
-    present = [name for name in lasers.SPLITS if (folder / name).is_dir()]
-    if not present:
-        raise UserError(f"{folder}: holds neither train/ nor test/; expected a data set in the LaSeRS layout")
-    return present
+def _splits(reader: Source, folder: Path, split: str) -> tuple[str, ...]:
+    present = reader.present(folder)
+    if split == "all":
+        return present
+    if split not in present:
+        raise UserError(f"{folder}: has no split {split!r}; it has {', '.join(present)}")
+    return (split,)
 
 
-def _divide(output: Path, split: str, rows: Sequence[lasers.Row], shards: int | None) -> list[ShardTask]:
+def _divide(output: Path, split: str, rows: Sequence[Annotation], shards: int | None) -> list[ShardTask]:
     """Neighbouring rows stay together, so that a shard's images are read once while they are in the file cache."""
     count = min(len(rows), shards or -(-len(rows) // _RECORDS_PER_SHARD))
     bounds = [len(rows) * number // count for number in range(count + 1)]
@@ -182,7 +182,7 @@ def _run(tasks: Sequence[ShardTask], workers: int) -> list[dict[str, Any]]:
 
 def _build(task: ShardTask) -> dict[str, Any]:
     """Writes one shard unless an earlier run has finished it; returns its entry of the manifest."""
-    masks = [None if row.mask is None else len(row.mask) for row in task.rows]
+    masks = [None if row.targets is None else len(row.targets) for row in task.rows]
     if not _is_finished(task):
         write_shard(task.path, (row.load().to_example() for row in task.rows))
     with task.path.open("rb") as file:
@@ -229,10 +229,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m data_pipeline.build_shards", description="Builds TFRecord shards from a data set.")
-    parser.add_argument("--source", required=True, choices=["lasers"], help="the layout of the input")
+    parser.add_argument("--source", required=True, choices=sorted(SOURCES), help="the layout of the input")
     parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="the data set's folder")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder, or one whose build was interrupted")
-    parser.add_argument("--split", default="all", choices=[*lasers.SPLITS, "all"], help="what to build (default: all that is there)")
+    parser.add_argument("--split", default="all", metavar="NAME", help="what to build (default: all that is there)")
     parser.add_argument("--shards", type=int, metavar="N", help=f"files per split (default: one per {_RECORDS_PER_SHARD} records)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that decode and check images (default: 1)")
     given = list(sys.argv[1:] if arguments is None else arguments)

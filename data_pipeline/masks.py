@@ -8,26 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segearth_r2_jax.errors import UserError
-from segearth_r2_jax.raster.rle import decode, encode
-
-
-def check_masks(masks: Any, height: int, width: int, name: str) -> tuple[dict[str, Any], ...]:
-    """The RLEs `masks` in the one form that shards hold: compressed, of the image's size.
-
-    Raises UserError beginning with `name` if they are not a list, one is damaged, or one has another size than the image.
-    """
-    if not isinstance(masks, list | tuple):
-        raise UserError(f"{name}: mask must be a list of run-length encoded masks, it is of type {type(masks).__name__}")
-    checked = []
-    for number, mask in enumerate(masks):
-        decoded = decode(mask, f"{name}: mask {number}")
-        if decoded.shape != (height, width):
-            raise UserError(
-                f"{name}: mask {number} is {decoded.shape[0]} x {decoded.shape[1]}, its image {height} x {width} (height x width)"
-            )
-        checked.append(encode(decoded))
-    return tuple(checked)
+from segearth_r2_jax.raster.rle import decode
 
 
 def canvas_masks(masks: Sequence[Mapping[str, Any]], height: int, width: int, canvas: int, name: str) -> np.ndarray:

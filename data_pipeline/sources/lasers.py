@@ -2,26 +2,36 @@
 
 Mirrors `LaSeRSDataset` of the official SegEarth-R2. A row is `{image_name, description, answer, id, mask}`: `description` is the
 instruction, `answer` holds one `[SEG]` per mask, `mask` is a list of COCO compressed RLEs at the image's own size. Each file under
-`test/annotations` is one benchmark; the files of a contest withhold `mask`.
-
-Every row is checked before it is used, and what is wrong is said with the file and the row's id.
+`test/annotations` is one benchmark; the files of a contest withhold `mask`. A row of the sets that this project makes has `tags`, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipeline.masks import check_masks
-from data_pipeline.schema import Record
+from data_pipeline.annotation import (
+    Annotation,
+    Rejection,
+    accepted,
+    check_count,
+    checked,
+    file_inside,
+    read_json,
+    row_id,
+    tags_field,
+    text_field,
+)
+from data_pipeline.schema import Tags
+from data_pipeline.sources.source import Source
+from data_pipeline.targets import RunLengths
 from segearth_r2_jax.errors import UserError
-from segearth_r2_jax.inputs.conversation import count_masks
 from segearth_r2_jax.inputs.image_reading import decode_image
 from segearth_r2_jax.raster.rle import decode
 
@@ -29,38 +39,18 @@ SPLITS = ("train", "test")
 # Upstream's documentation and its code disagree on the name.
 TRAIN_FILES = ("train_ann.json", "train_data.json")
 
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One annotation, checked as far as it can be without opening the image."""
-
-    name: str  # "FILE: row ID", the beginning of every message about it
-    record_id: str
-    source: str  # annotation file relative to the data set's folder
-    image_name: str
-    image_path: Path
-    instruction: str
-    answer: str | None
-    mask: Any  # None where withheld; otherwise a list of RLEs, checked by `load`
-
-    def load(self) -> Record:
-        """Reads the image and checks the masks against it; UserError naming the row or the image if something is wrong."""
-        try:
-            image_bytes = self.image_path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{self.name}: image {self.image_path} cannot be read ({error.strerror})") from None
-        height, width = decode_image(image_bytes, str(self.image_path)).shape[:2]
-        return Record(
-            record_id=self.record_id,
-            source=self.source,
-            image_name=self.image_name,
-            image_bytes=image_bytes,
-            height=height,
-            width=width,
-            instruction=self.instruction,
-            answer=self.answer,
-            masks=None if self.mask is None else check_masks(self.mask, height, width, self.name),
-        )
+# What a row of each published test file is known to be ("sematic" is how the published name spells it).
+BENCHMARK_TAGS = {
+    "test_sematic_level": Tags(granularity="semantic"),
+    "test_instance_level": Tags(granularity="instance"),
+    "test_part_level": Tags(granularity="part"),
+    "test_single_cate": Tags(multiplicity="single"),
+    "test_multi_cate": Tags(multiplicity="multi"),
+    "test_explicit": Tags(reasoning="explicit"),
+    "test_implicit": Tags(reasoning="implicit"),
+    "test_short_query": Tags(language="short"),
+    "test_long_query": Tags(language="long"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,23 +86,29 @@ def benchmarks(folder: str | os.PathLike[str]) -> list[str]:
     return [file.stem for file in annotation_files(Path(folder), "test")]
 
 
-def read_rows(folder: str | os.PathLike[str], split: str, file: Path | None = None) -> list[Row]:
-    """The checked rows of a split, in the order of the files, or of one annotation file of it.
-
-    A benchmark may be empty (a small set has no rows of some kind), a split may not. Raises UserError naming the file and the row.
-    """
-    folder = Path(folder)
+def present(folder: Path) -> tuple[str, ...]:
+    """The splits that `folder` holds; UserError if there is none."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected a data set in the LaSeRS layout")
-    images = folder / split / "images"
-    files = annotation_files(folder, split) if file is None else [file]
-    rows = []
-    for annotation in files:
-        for number, content in enumerate(_read_list(annotation)):
-            rows.append(_check_row(content, number, annotation, folder, images, masks_required=split == "train"))
-    if not rows and file is None:
+    found = tuple(split for split in SPLITS if (folder / split / "annotations").is_dir())
+    if not found:
+        raise UserError(f"{folder}: holds neither train/annotations nor test/annotations; expected the LaSeRS layout")
+    return found
+
+
+def read(folder: Path, split: str) -> Iterator[Annotation | Rejection]:
+    """Every annotation of a split, in the order of the files, or the reason why it cannot be used.
+
+    A benchmark may be empty (a small set has no rows of some kind), a split may not. UserError where a whole file is wrong.
+    """
+    present(folder)
+    empty = True
+    for file in annotation_files(folder, split):
+        for annotation in _read_file(folder, split, file):
+            empty = False
+            yield annotation
+    if empty:
         raise UserError(f"{folder / split / 'annotations'}: the annotations hold no row")
-    return rows
 
 
 def evaluation_records(folder: str | os.PathLike[str], benchmark: str) -> Iterator[EvaluationRecord]:
@@ -124,11 +120,11 @@ def evaluation_records(folder: str | os.PathLike[str], benchmark: str) -> Iterat
     names = benchmarks(folder)
     if benchmark not in names:
         raise UserError(f"{folder}: no benchmark is called {benchmark!r}; there are {', '.join(names)}")
-    rows = read_rows(folder, "test", folder / "test" / "annotations" / f"{benchmark}.json")
+    rows = list(accepted(_read_file(folder, "test", folder / "test" / "annotations" / f"{benchmark}.json")))
     return (_decode(row, benchmark) for row in rows)
 
 
-def _decode(row: Row, benchmark: str) -> EvaluationRecord:
+def _decode(row: Annotation, benchmark: str) -> EvaluationRecord:
     record = row.load()
     image = decode_image(record.image_bytes, str(row.image_path))
     masks = None
@@ -139,71 +135,45 @@ def _decode(row: Row, benchmark: str) -> EvaluationRecord:
     return EvaluationRecord(record.record_id, benchmark, record.image_name, image, record.instruction, record.answer, masks)
 
 
-def _read_list(file: Path) -> list[Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not a JSON file ({error})") from None
-    if not isinstance(content, list):
-        raise UserError(f"{file}: expected a JSON list of annotations")
-    return content
+def _read_file(folder: Path, split: str, file: Path) -> Iterator[Annotation | Rejection]:
+    rows = read_json(file, list, "a JSON list of annotations")
+    # Rows without an id are named by their place in the file.
+    rows = [{"id": number, **row} if isinstance(row, Mapping) else row for number, row in enumerate(rows)]
+    return checked(rows, file, functools.partial(_check_row, folder=folder, split=split, file=file))
 
 
-def _check_row(content: Any, number: int, file: Path, folder: Path, images: Path, *, masks_required: bool) -> Row:
-    name = f"{file}: entry {number}"
-    if not isinstance(content, dict):
-        raise UserError(f"{name}: expected an object with image_name, description, answer, id and mask")
-    record_id = content.get("id", number)
-    if isinstance(record_id, bool) or not isinstance(record_id, str | int):
-        raise UserError(f"{name}: id must be a text or a whole number")
-    name = f"{file}: row {str(record_id)!r}"
-    instruction = _text(content, "description", name)
-    if not instruction.strip():
-        raise UserError(f"{name}: description is empty")
-    mask = content.get("mask")
-    if mask is None and masks_required:
+def _check_row(row: Mapping[str, Any], name: str, *, folder: Path, split: str, file: Path) -> Annotation:
+    instruction = text_field(row, "description", name, empty=False)
+    masks = row.get("mask")
+    if masks is None and split == "train":
         raise UserError(f"{name}: has no mask; training needs one per [SEG] of the answer")
-    answer = _text(content, "answer", name) if mask is not None or "answer" in content else None
-    if mask is not None:
-        if not isinstance(mask, list):
+    answer = text_field(row, "answer", name) if masks is not None or "answer" in row else None
+    targets = None
+    if masks is not None:
+        if not isinstance(masks, list):
             raise UserError(f"{name}: mask must be a list of run-length encoded masks")
-        if len(mask) != count_masks(answer):
-            raise UserError(f"{name}: the answer has {count_masks(answer)} [SEG], but there are {len(mask)} masks")
-    image_name = _text(content, "image_name", name)
-    return Row(
+        targets = tuple(RunLengths(mask) for mask in masks)
+        check_count(answer, targets, name)
+    image_name = text_field(row, "image_name", name)
+    return Annotation(
         name=name,
-        record_id=str(record_id),
+        record_id=row_id(row, 0, name),
         source=file.relative_to(folder).as_posix(),
         image_name=image_name,
-        image_path=_image_path(images, image_name, name),
+        image_path=file_inside(folder / split / "images", image_name, name),
         instruction=instruction,
         answer=answer,
-        mask=mask,
+        targets=targets,
+        tags=tags_field(row, name, BENCHMARK_TAGS.get(file.stem, Tags()) if split == "test" else Tags()),
     )
 
 
-def _text(content: dict[str, Any], key: str, name: str) -> str:
-    value = content.get(key)
-    if not isinstance(value, str):
-        raise UserError(f"{name}: {key} must be a text, it is {'missing' if value is None else type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{name}: {key} holds characters that are no text (lone surrogates)") from None
-    return value
-
-
-def _image_path(images: Path, image_name: str, name: str) -> Path:
-    """The image file, which has to lie in `images`: a data set from elsewhere must not make this machine read other files."""
-    path = images / image_name
-    try:
-        inside = path.resolve().is_relative_to(images.resolve())
-    except (OSError, ValueError):  # e.g. a zero byte, a loop of links
-        inside = False
-    if not inside:
-        raise UserError(f"{name}: image_name {image_name!r} leaves the folder {images}")
-    if not path.is_file():
-        raise UserError(f"{name}: image {path} does not exist")
-    return path
+SOURCE = Source(
+    name="lasers",
+    title="LaSeRS",
+    home="https://huggingface.co/datasets/earth-insights/LaSeRS",
+    licence="not stated",
+    splits=SPLITS,
+    present=present,
+    read=read,
+)

@@ -8,6 +8,7 @@ import os
 
 import pytest
 
+from data_pipeline.annotation import accepted
 from data_pipeline.build_shards import build_shards, main
 from data_pipeline.loader import ShardedRecords
 from data_pipeline.sources import lasers
@@ -30,7 +31,7 @@ def test_shards_hold_the_records(lasers_folder, tmp_path, capsys):
     )
     for split, count in (("train", 11), ("test", 3)):
         records = ShardedRecords(tmp_path / "out", split)
-        assert [records[index] for index in range(count)] == [row.load() for row in lasers.read_rows(lasers_folder, split)]
+        assert [records[index] for index in range(count)] == [row.load() for row in accepted(lasers.read(lasers_folder, split))]
         assert records.masks_per_record.tolist() == [number % 4 for number in range(count)]
     with pytest.raises(UserError, match="holds no split 'val'; it has train, test"):
         ShardedRecords(tmp_path / "out", "val")
@@ -184,4 +185,4 @@ def test_a_wrong_row_is_one_line_and_status_2(lasers_copy, tmp_path, capsys):
 
 def test_a_folder_without_the_layout_is_named(tmp_path, capsys):
     assert run(tmp_path, tmp_path / "out") == 2
-    assert "holds neither train/ nor test/" in capsys.readouterr().err
+    assert "holds neither train/annotations nor test/annotations" in capsys.readouterr().err

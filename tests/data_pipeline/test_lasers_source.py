@@ -10,10 +10,15 @@ import pytest
 from lasers_example import SHAPES, annotation, row_masks
 from PIL import Image
 
+from data_pipeline.annotation import Annotation, accepted
 from data_pipeline.schema import Record
 from data_pipeline.sources import lasers
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.raster.rle import decode, encode
+
+
+def read_rows(folder, split) -> list[Annotation]:
+    return list(accepted(lasers.read(folder, split)))
 
 
 def change(folder, split="train", file="train_ann.json", number=0, **content):
@@ -25,7 +30,7 @@ def change(folder, split="train", file="train_ann.json", number=0, **content):
 
 
 def test_rows_become_records(lasers_folder):
-    rows = lasers.read_rows(lasers_folder, "train")
+    rows = read_rows(lasers_folder, "train")
     assert len(rows) == 11
     for number, row in enumerate(rows):
         record = row.load()
@@ -43,14 +48,14 @@ def test_rows_become_records(lasers_folder):
 def test_both_names_of_the_training_file(lasers_copy):
     annotations = lasers_copy / "train/annotations"
     (annotations / "train_ann.json").rename(annotations / "train_data.json")
-    assert {row.source for row in lasers.read_rows(lasers_copy, "train")} == {"train/annotations/train_data.json"}
+    assert {row.source for row in read_rows(lasers_copy, "train")} == {"train/annotations/train_data.json"}
     (annotations / "train_ann.json").write_text("[]")
     with pytest.raises(UserError, match=r"holds both of train_ann\.json and train_data\.json"):
-        lasers.read_rows(lasers_copy, "train")
+        read_rows(lasers_copy, "train")
     for file in annotations.iterdir():
         file.unlink()
     with pytest.raises(UserError, match="holds neither of"):
-        lasers.read_rows(lasers_copy, "train")
+        read_rows(lasers_copy, "train")
 
 
 def test_evaluation_records(lasers_folder):
@@ -71,11 +76,11 @@ def test_masks_may_be_withheld_in_the_test_split_only(lasers_copy):
     record = list(lasers.evaluation_records(lasers_copy, "test_short_query"))[1]
     assert record.masks is None
     assert record.answer is None
-    record = lasers.read_rows(lasers_copy, "test")[1].load()
+    record = read_rows(lasers_copy, "test")[1].load()
     assert Record.from_example(record.to_example(), "r") == record
     change(lasers_copy, mask=None)
     with pytest.raises(UserError, match="row 'row0': has no mask"):
-        lasers.read_rows(lasers_copy, "train")
+        read_rows(lasers_copy, "train")
 
 
 @pytest.mark.parametrize("name", ["../../secret.png", "area/../../../secret.png", "/etc/hostname", "..", "link/secret.png", "a\0b", ""])
@@ -84,7 +89,7 @@ def test_image_paths_may_not_leave_the_folder(lasers_copy, name):
     os.symlink(lasers_copy, lasers_copy / "train/images/link")
     change(lasers_copy, image_name=name)
     with pytest.raises(UserError, match=r"row 'row0': (image_name .* leaves the folder|image .* does not exist)") as raised:
-        lasers.read_rows(lasers_copy, "train")
+        read_rows(lasers_copy, "train")
     assert "leaves" in str(raised.value) or name == ""
 
 
@@ -107,18 +112,18 @@ def test_image_paths_may_not_leave_the_folder(lasers_copy, name):
 def test_a_wrong_row_is_named(lasers_copy, content, message):
     change(lasers_copy, **content)
     with pytest.raises(UserError, match=rf"train_ann\.json: (row 'row0'|entry 0): .*{message}") as raised:
-        lasers.read_rows(lasers_copy, "train")
+        read_rows(lasers_copy, "train")
     assert "\n" not in str(raised.value)
 
 
 def test_what_only_the_image_tells_is_checked_with_it(lasers_copy):
     change(lasers_copy, number=1, mask=[encode(np.ones((40, 64)))])
     with pytest.raises(UserError, match=r"row 'row1': mask 0 is 40 x 64, its image 64 x 40"):
-        lasers.read_rows(lasers_copy, "train")[1].load()
+        read_rows(lasers_copy, "train")[1].load()
     image = lasers_copy / "train/images/area/2.png"
     image.write_bytes(image.read_bytes()[:300])
     with pytest.raises(UserError, match=r"2\.png: is damaged or cut short"):
-        lasers.read_rows(lasers_copy, "train")[2].load()
+        read_rows(lasers_copy, "train")[2].load()
 
 
 @pytest.mark.parametrize(
@@ -134,18 +139,18 @@ def test_what_only_the_image_tells_is_checked_with_it(lasers_copy):
 def test_a_wrong_file_is_named(lasers_copy, text, message):
     (lasers_copy / "train/annotations/train_ann.json").write_text(text)
     with pytest.raises(UserError, match=rf"train/annotations.*: .*{message}"):
-        lasers.read_rows(lasers_copy, "train")
+        read_rows(lasers_copy, "train")
 
 
 def test_a_benchmark_without_rows(lasers_copy):
     (lasers_copy / "test/annotations/test_part_level.json").write_text("[]")
     assert list(lasers.evaluation_records(lasers_copy, "test_part_level")) == []
-    assert len(lasers.read_rows(lasers_copy, "test")) == 3
+    assert len(read_rows(lasers_copy, "test")) == 3
 
 
 def test_a_wrong_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="nothing: no such folder"):
-        lasers.read_rows(tmp_path / "nothing", "train")
+        read_rows(tmp_path / "nothing", "train")
     with pytest.raises(UserError, match="holds no annotation file"):
         lasers.benchmarks(tmp_path)
 
@@ -153,14 +158,14 @@ def test_a_wrong_folder_is_named(tmp_path):
 def test_rows_without_an_id_have_their_number(lasers_copy):
     change(lasers_copy, number=4, id=None)
     change(lasers_copy, number=5, id=17)
-    assert [row.record_id for row in lasers.read_rows(lasers_copy, "train")][3:7] == ["row3", "4", "17", "row6"]
+    assert [row.record_id for row in read_rows(lasers_copy, "train")][3:7] == ["row3", "4", "17", "row6"]
 
 
 @pytest.mark.parametrize(("missing", "message"), [("instruction", "lacks the feature 'instruction'"), ("image/height", "image/height")])
 def test_an_example_of_something_else_is_refused(lasers_folder, missing, message):
     from data_pipeline.tf_example import decode_example, encode_example
 
-    features = decode_example(lasers.read_rows(lasers_folder, "train")[0].load().to_example())
+    features = decode_example(read_rows(lasers_folder, "train")[0].load().to_example())
     del features[missing]
     with pytest.raises(UserError, match=f"^shard 1: not a record of this pipeline .*{message}"):
         Record.from_example(encode_example(features), "shard 1")
@@ -176,3 +181,30 @@ def test_real_images_in_the_published_layout(data_dir):
     for record in records:
         assert record.masks.shape == (record.answer.count("[SEG]"), *record.image.shape[:2])
         assert record.masks.any((1, 2)).all()
+
+
+def test_a_wrong_row_is_rejected_and_the_others_are_read(lasers_copy):
+    change(lasers_copy, number=3, description=" ")
+    change(lasers_copy, number=5, id=1.5)
+    rows = list(lasers.read(lasers_copy, "train"))
+    assert len(rows) == 11
+    assert {number: str(row).removeprefix(f"{lasers_copy}/") for number, row in enumerate(rows) if isinstance(row, Rejection)} == {
+        3: "train/annotations/train_ann.json: row 'row3': description is empty",
+        5: "train/annotations/train_ann.json: entry 5: id must be a text or a whole number",
+    }
+
+
+def test_tags_come_from_the_row_and_from_the_test_file(lasers_copy):
+    change(lasers_copy, tags={"granularity": "part", "category": "wing"})
+    change(lasers_copy, "test", "test_short_query.json", 1, tags={"reasoning": "implicit"})
+    record = read_rows(lasers_copy, "train")[0].load()
+    assert record.tags == Tags(granularity="part", category="wing")
+    assert Record.from_example(record.to_example(), "r") == record
+    assert [row.tags for row in read_rows(lasers_copy, "test")] == [
+        Tags(language="short"),
+        Tags(language="short", reasoning="implicit"),
+        Tags(language="short"),
+    ]
+    change(lasers_copy, tags={"granularity": "whole"})
+    with pytest.raises(UserError, match="row 'row0': tags: granularity must be one of semantic, instance, part, it is 'whole'"):
+        read_rows(lasers_copy, "train")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_pipeline.masks import canvas_masks, canvas_size, check_masks
-from segearth_r2_jax.errors import UserError
-from segearth_r2_jax.raster.rle import decode, encode
+from data_pipeline.masks import canvas_masks, canvas_size
+from segearth_r2_jax.raster.rle import encode
 
 
 def random_mask(h: int, w: int, seed: int = 0) -> np.ndarray:
@@ -49,27 +48,3 @@ def test_a_small_object_does_not_vanish():
 
 def test_an_empty_mask_stays_empty():
     assert not canvas_masks([encode(np.zeros((80, 80)))], 80, 80, 10, "r").any()
-
-
-def test_checked_masks_have_one_form():
-    mask = random_mask(5, 7)
-    runs = np.diff(np.flatnonzero(np.diff(mask.T.ravel(), prepend=1 - mask[0, 0], append=2)))
-    counts = [int(n) for n in runs]
-    plain = {"size": [5, 7], "counts": [0, *counts] if mask[0, 0] else counts}
-    np.testing.assert_array_equal(decode(plain), mask)
-    as_bytes = {"size": [5, 7], "counts": encode(mask)["counts"].encode()}
-    assert check_masks([plain, as_bytes, encode(mask)], 5, 7, "r") == (encode(mask),) * 3
-
-
-@pytest.mark.parametrize(
-    ("masks", "message"),
-    [
-        ({}, "must be a list"),
-        ([encode(np.ones((7, 5)))], r"mask 0 is 7 x 5, its image 5 x 7 \(height x width\)"),
-        ([encode(np.ones((5, 7))), {"size": [5, 7], "counts": "0"}], "mask 1"),
-        ([{"size": [5, 7]}], "mask 0"),
-    ],
-)
-def test_a_wrong_mask_is_named(masks, message):
-    with pytest.raises(UserError, match=f"^row 3: .*{message}"):
-        check_masks(masks, 5, 7, "row 3")

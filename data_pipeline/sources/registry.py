@@ -1,0 +1,16 @@
+"""Every reader by the name that `--source` calls it."""
+
+from __future__ import annotations
+
+from data_pipeline.sources import lasers
+from data_pipeline.sources.source import Source
+from segearth_r2_jax.errors import UserError
+
+SOURCES: dict[str, Source] = {module.SOURCE.name: module.SOURCE for module in (lasers,)}
+
+
+def get_source(name: str) -> Source:
+    """The reader `name`; UserError if there is none."""
+    if name not in SOURCES:
+        raise UserError(f"--source {name}: no such source; there are {', '.join(SOURCES)}")
+    return SOURCES[name]

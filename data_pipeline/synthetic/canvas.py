@@ -7,14 +7,16 @@ nine samples: pictures are antialiased, masks are exact, and what is covered is 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_pipeline.synthetic.palette import Colour, Finish
+from data_pipeline.synthetic.palette import STRENGTHS, Colour, Finish
+from data_pipeline.synthetic.shapes import Frame
 
 # Odd, so that one sample lies at the centre of the pixel.
 SUPERSAMPLING = 3
@@ -43,8 +45,10 @@ class View:
 class Canvas:
     """Paints surfaces in the layout's frame: metres, origin at the picture's centre, y downwards."""
 
-    def __init__(self, view: View):
+    def __init__(self, view: View, tint: Callable[[Colour, Finish], Colour] | None = None):
+        """`tint`, where there is one, turns the colour of every surface into the one that the season and the camera show."""
         self.view = view
+        self._tint = tint
         side = view.size * SUPERSAMPLING
         self._samples = Image.new("I;16" if view.extent <= _NARROW_EXTENT else "I", (side, side), 0)
         self._shadows = Image.new("L", (side, side), 0)
@@ -56,6 +60,9 @@ class Canvas:
         c, s = math.cos(view.heading), math.sin(view.heading)
         self._turn = np.array([[c, s], [-s, c]]) * self._samples_per_metre
         self._centre = side / 2
+        # Where the origin of the frame lies from the picture's centre, and how far the frame is turned: see `moved`.
+        self._shift = np.zeros(2)
+        self._heading = view.heading
         reach = view.slant * self._samples_per_metre
         self._shadow_step = np.array([math.cos(view.sun), math.sin(view.sun)]) * reach
         self._colours: list[Colour] = []
@@ -64,19 +71,32 @@ class Canvas:
 
     def surface(self, colour: Colour, finish: Finish, owner: int = 0, part: int = 0) -> int:
         """The number of a new surface that belongs to object `owner` (0: to none) and to its part `part` (0: to none)."""
-        self._colours.append(colour)
+        self._colours.append(colour if self._tint is None else self._tint(colour, finish))
         self._finishes.append(finish)
         self._owners.append((owner, part))
         return len(self._colours) - 1
 
+    @contextlib.contextmanager
+    def moved(self, frame: Frame) -> Iterator[None]:
+        """Within, shapes are given in `frame`, itself given in the layout's frame."""
+        outer = self._turn, self._shift, self._heading
+        c, s = math.cos(frame.heading), math.sin(frame.heading)
+        self._shift = np.asarray(frame.centre) @ self._turn + self._shift
+        self._turn = np.diag(frame.stretch) @ np.array([[c, s], [-s, c]]) @ self._turn
+        self._heading += frame.heading
+        try:
+            yield
+        finally:
+            self._turn, self._shift, self._heading = outer
+
     def sees(self, centres: np.ndarray, radii: np.ndarray | float) -> np.ndarray:
         """Which of the discs around `centres` [..., 2] may touch the picture: bool [...]."""
-        farthest = np.abs(np.asarray(centres) @ self._turn).max(-1)
+        farthest = np.abs(np.asarray(centres) @ self._turn + self._shift).max(-1)
         return farthest <= self._centre + np.asarray(radii) * self._samples_per_metre
 
     def facing(self, heading: float) -> float:
         """How far a slope whose outward direction is `heading` (layout frame) turns to the sun, from -1 to 1."""
-        return -math.cos(heading + self.view.heading - self.view.sun)
+        return -math.cos(heading + self._heading - self.view.sun)
 
     def polygon(self, points: np.ndarray, surface: int) -> None:
         """Paints the polygon `points` [n, 2]."""
@@ -123,7 +143,7 @@ class Canvas:
 
     def towards_sun(self, distance: float) -> np.ndarray:
         """The step [2] of `distance` metres towards the sun, in the layout's frame."""
-        away = self.view.sun - self.view.heading
+        away = self.view.sun - self._heading
         return -distance * np.array([math.cos(away), math.sin(away)])
 
     def colour_picture(self) -> Image.Image:
@@ -133,9 +153,7 @@ class Canvas:
         packed = table.view(np.uint32).ravel()
         size = self.view.size
         picture = Image.new("RGBX", (size, size))
-        rows = max(1, _STRIP_SAMPLES // (size * SUPERSAMPLING**2))
-        for top in range(0, size, rows):
-            bottom = min(size, top + rows)
+        for top, bottom in self._strips():
             samples = self._sample_rows(top * SUPERSAMPLING, bottom * SUPERSAMPLING)
             strip = Image.frombuffer("RGBX", samples.shape[::-1], np.take(packed, samples), "raw", "RGBX", 0, 1)
             picture.paste(strip.reduce(SUPERSAMPLING), (0, top))
@@ -147,8 +165,12 @@ class Canvas:
 
     def surface_map(self) -> np.ndarray:
         """The surface at the centre of each pixel: intp [size, size], fit to look up tables by surface."""
-        middle = SUPERSAMPLING // 2
-        return np.asarray(self._samples)[middle::SUPERSAMPLING, middle::SUPERSAMPLING].astype(np.intp)
+        middle, size = SUPERSAMPLING // 2, self.view.size
+        surfaces = np.empty((size, size), np.intp)
+        for top, bottom in self._strips():
+            samples = self._sample_rows(top * SUPERSAMPLING, bottom * SUPERSAMPLING)
+            surfaces[top:bottom] = samples[middle::SUPERSAMPLING, middle::SUPERSAMPLING]
+        return surfaces
 
     def owner_tables(self) -> tuple[np.ndarray, np.ndarray]:
         """Object and part of every surface: int32 [surfaces] each."""
@@ -158,10 +180,10 @@ class Canvas:
     def finish_tables(self) -> dict[str, np.ndarray]:
         """Each field of `Finish` for every surface: float32 [surfaces]."""
         columns = np.ascontiguousarray(np.array([finish.row for finish in self._finishes], np.float32).T)
-        return dict(zip([field.name for field in dataclasses.fields(Finish)], columns, strict=True))
+        return dict(zip(STRENGTHS, columns, strict=True))
 
     def _place(self, points: np.ndarray) -> np.ndarray:
-        return np.asarray(points) @ self._turn + self._centre
+        return np.asarray(points) @ self._turn + (self._shift + self._centre)
 
     def _paint(self, corners: list[float], surface: int) -> None:
         self._draw.polygon(corners, fill=surface)
@@ -175,6 +197,12 @@ class Canvas:
     def _disc_boxes(self, centres: np.ndarray, radii: np.ndarray, step: np.ndarray | float = 0.0) -> list[list[float]]:
         middle, reach = self._place(centres) + step, np.asarray(radii)[:, None] * self._samples_per_metre
         return np.concatenate([middle - reach, middle + reach], axis=1).tolist()
+
+    def _strips(self) -> list[tuple[int, int]]:
+        """The picture's rows in pieces, [top, bottom) each."""
+        size = self.view.size
+        rows = max(1, _STRIP_SAMPLES // (size * SUPERSAMPLING**2))
+        return [(top, min(size, top + rows)) for top in range(0, size, rows)]
 
     def _sample_rows(self, top: int, bottom: int) -> np.ndarray:
         if (top, bottom) == (0, self._samples.height):

@@ -59,7 +59,7 @@ def plant_park(plan: Plan, rect: Rect, rng: np.random.Generator) -> None:
         middle = rng.uniform(0.3, 0.7)
         x = rect.x0 + middle * rect.width
         path = np.array([[x - 1, rect.y0], [x + 1, rect.y0], [x + 5, rect.y1], [x + 3, rect.y1]])
-        plan.patches.append(Patch(path, palette.jittered(palette.DIRT, rng), palette.PAVED))
+        plan.patches.append(Patch(path, palette.jittered(palette.DIRT, rng), palette.EARTHY))
     scatter_trees(plan, rect, int(rect.width * rect.height / 420), rng)
 
 

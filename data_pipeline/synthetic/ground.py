@@ -26,9 +26,13 @@ def draw_land(canvas: Canvas, plan: Plan, rng: np.random.Generator) -> None:
 def draw_field(canvas: Canvas, field: Field, owner: int, rng: np.random.Generator) -> None:
     """Furrows, and the wheel tracks of the machines that tend them."""
     colour = jittered(palette.FIELD_COLOURS[field.colour], rng)
-    finish = Finish(0.035, 0.08, furrow=0.09, furrow_period=field.furrow_period, furrow_heading=field.furrow_heading)
+    finish = Finish(0.035, 0.08, furrow=0.09, furrow_period=field.furrow_period, furrow_heading=field.furrow_heading, material="crop")
     canvas.polygon(field.outline, canvas.surface(colour, finish, owner))
     track = canvas.surface(palette.lit(colour, 0.86), finish, owner)
+    if field.tracks is not None:
+        for line in field.tracks:
+            canvas.polygon(line, track)
+        return
     lower, upper = field.outline.min(0) + 2.5, field.outline.max(0) - 2.5
     along = 0 if abs(math.cos(field.furrow_heading)) > 0.7 else 1
     for at in np.arange(lower[1 - along] + rng.uniform(3, 9), upper[1 - along] - 2, 13.0):
@@ -41,13 +45,13 @@ def draw_field(canvas: Canvas, field: Field, owner: int, rng: np.random.Generato
 
 def draw_lake(canvas: Canvas, lake: Lake, owner: int, rng: np.random.Generator) -> None:
     """Still water inside its bank."""
-    canvas.polygon(grown(lake.outline, lake.bank), canvas.surface(jittered(palette.SAND, rng), palette.GRASSY))
+    canvas.polygon(grown(lake.outline, lake.bank), canvas.surface(jittered(palette.SAND, rng), palette.SANDY))
     canvas.polygon(lake.outline, canvas.surface(jittered(palette.LAKE_WATER, rng), palette.WATERY, owner))
 
 
 def draw_river(canvas: Canvas, river: River, owner: int, rng: np.random.Generator) -> None:
     """Running water between its banks."""
-    bank = canvas.surface(jittered(palette.SAND, rng), palette.GRASSY)
+    bank = canvas.surface(jittered(palette.SAND, rng), palette.SANDY)
     water = canvas.surface(jittered(palette.RIVER_WATER, rng), palette.WATERY, owner)
     canvas.polygon(ribbon(river.line, river.width + 2 * river.bank), bank)
     canvas.polygon(ribbon(river.line, river.width), water)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from data_pipeline.synthetic import palette
 from data_pipeline.synthetic.canvas import Canvas
-from data_pipeline.synthetic.palette import jittered, lit
+from data_pipeline.synthetic.palette import Colour, jittered, lit
 from data_pipeline.synthetic.plan import Forest, Tree, Vehicle
 from data_pipeline.synthetic.shapes import turned_each
 
@@ -35,17 +36,28 @@ _TRUCK = np.array(
         ((4.45, -1.05), (5.0, -1.0), (5.0, 1.0), (4.45, 1.05)),  # window
     ]
 )
-_HEIGHT = {"car": 1.5, "truck": 3.2}
+_BUS = np.array(
+    [
+        ((-6.0, -1.25), (5.7, -1.25), (6.0, -0.9), (6.0, 0.9), (5.7, 1.25), (-6.0, 1.25)),  # roof
+        ((5.2, -1.1), (5.85, -1.0), (5.85, 1.0), (5.2, 1.1), (5.2, 0.0), (5.2, -0.5)),  # windscreen
+        ((-3.6, -0.75), (-1.4, -0.75), (-1.4, 0.75), (-3.6, 0.75), (-3.6, 0.2), (-3.6, -0.2)),  # air conditioning
+        ((0.6, -0.5), (1.8, -0.5), (1.8, 0.5), (0.6, 0.5), (0.6, 0.2), (0.6, -0.2)),  # hatch
+    ]
+)
+_HEIGHT = {"car": 1.5, "truck": 3.2, "bus": 3.2}
 _TRUCK_FRAME, _TRUCK_LOAD = (58, 58, 62), (224, 224, 220)
 # In coarser pictures a car's windows would be the whole car.
 _FINE = 1.2
 
 
 def draw_vehicles(canvas: Canvas, kind: str, vehicles: list[Vehicle], owners: list[int], rng: np.random.Generator) -> None:
-    """Cars with bonnet, windows and roof, or trucks with cab and load: all of `kind`, each with its number in `owners`."""
+    """Cars with bonnet, windows and roof, trucks with cab and load, or buses: all of `kind`, each with its number in `owners`."""
     if not vehicles:
         return
-    outlines = _TRUCK if kind == "truck" else _CAR if canvas.view.metres_per_pixel <= _FINE else _CAR[:1]
+    fine = canvas.view.metres_per_pixel <= _FINE
+    outlines = _TRUCK if kind == "truck" else _BUS if kind == "bus" else _CAR
+    if kind != "truck" and not fine:
+        outlines = outlines[:1]
     shapes = turned_each(outlines, np.array([v.heading for v in vehicles]), np.array([v.centre for v in vehicles]))
     # A vehicle is wider than its shadow is long, so the shadow of its roof is all of the shadow that shows.
     roofs = shapes[:, 1:3] if kind == "truck" else shapes[:, :1]
@@ -53,19 +65,26 @@ def draw_vehicles(canvas: Canvas, kind: str, vehicles: list[Vehicle], owners: li
         canvas.shade_floating(roof, _HEIGHT[kind])
     surfaces = []
     for vehicle, owner in zip(vehicles, owners, strict=True):
-        colour = jittered(palette.CAR_COLOURS[vehicle.colour], rng, 0.05)
-        tones = [_TRUCK_FRAME, _TRUCK_LOAD, colour, palette.GLASS] if kind == "truck" else [colour, palette.GLASS, lit(colour, 1.05)]
+        colour = jittered((palette.BUS_COLOURS if kind == "bus" else palette.CAR_COLOURS)[vehicle.colour], rng, 0.05)
+        if kind == "truck":
+            tones = [_TRUCK_FRAME, _TRUCK_LOAD, colour, palette.GLASS]
+        elif kind == "bus":
+            tones = [colour, palette.GLASS, lit(colour, 0.82), lit(colour, 1.12)]
+        else:
+            tones = [colour, palette.GLASS, lit(colour, 1.05)]
         surfaces += [canvas.surface(tone, palette.PAINTED, owner) for tone in tones[: len(outlines)]]
     canvas.polygons(shapes.reshape(-1, *shapes.shape[2:]), np.array(surfaces))
 
 
-def draw_trees(canvas: Canvas, trees: list[Tree], owner: int, rng: np.random.Generator) -> None:
-    """Crowns that are brighter towards the sun; all shadows first, so that they fall on the ground."""
+def draw_trees(
+    canvas: Canvas, trees: list[Tree], owner: int, rng: np.random.Generator, leaves: Sequence[Colour] = (palette.TREE_GREEN,)
+) -> None:
+    """Crowns in the colours `leaves` that are brighter towards the sun; all shadows first, so that they fall on the ground."""
     if not trees:
         return
     centres, radii = np.array([tree.centre for tree in trees]), np.array([tree.radius for tree in trees])
     canvas.shade_discs(centres, radii, 1.5 * radii)
-    tones = [jittered(palette.TREE_GREEN, rng, 0.14) for _ in range(6)]
+    tones = [jittered(leaves[number % len(leaves)], rng, 0.14) for number in range(6)]
     layers = [[canvas.surface(lit(tone, light), palette.TREETOP, owner) for light in (0.78, 1.0, 1.25)] for tone in tones]
     sizes = np.stack([radii, 0.74 * radii, 0.4 * radii], axis=1)
     steps = np.array([0.0, 0.22, 0.42])[:, None] * canvas.towards_sun(1.0)
@@ -74,9 +93,11 @@ def draw_trees(canvas: Canvas, trees: list[Tree], owner: int, rng: np.random.Gen
     canvas.discs(places.reshape(-1, 2), sizes.ravel(), surfaces)
 
 
-def draw_forest(canvas: Canvas, forest: Forest, owner: int, rng: np.random.Generator) -> None:
-    """A closed canopy: its edge is made of crowns, its inside of lighter and darker ones."""
-    colour = jittered(palette.FOREST_GREEN, rng, 0.08)
+def draw_forest(
+    canvas: Canvas, forest: Forest, owner: int, rng: np.random.Generator, leaves: Sequence[Colour] = (palette.FOREST_GREEN,)
+) -> None:
+    """A closed canopy of the first of the colours `leaves`: its edge is made of crowns, its inside of crowns of every colour."""
+    colour = jittered(leaves[0], rng, 0.08)
     centres, radii = _edge_crowns(forest.outline, rng)
     seen = canvas.sees(centres, 2 * radii + 8)
     centres, radii = centres[seen], radii[seen]
@@ -85,7 +106,8 @@ def draw_forest(canvas: Canvas, forest: Forest, owner: int, rng: np.random.Gener
     base = canvas.surface(colour, palette.LEAFY, owner)
     canvas.polygon(forest.outline, base)
     canvas.discs(centres, radii, [base] * len(radii))
-    tones = np.array([canvas.surface(lit(colour, tone), palette.LEAFY, owner) for tone in (0.84, 0.92, 1.1, 1.2)])
+    shades = [colour, *leaves[1:]]
+    tones = np.array([canvas.surface(lit(shade, tone), palette.LEAFY, owner) for shade in shades for tone in (0.84, 0.92, 1.1, 1.2)])
     middle, span = forest.outline.mean(0), (forest.outline.max(0) - forest.outline.min(0)) / 2
     count = int(span[0] * span[1] / 26)
     angle, arm = rng.uniform(0, 2 * math.pi, count), np.sqrt(rng.uniform(0, 0.62, count))[:, None]

@@ -10,7 +10,7 @@ import numpy as np
 Colour = tuple[int, int, int]
 
 # The order decides nothing; the names are the nouns that the instructions use.
-CATEGORIES = (
+SIMPLE_CATEGORIES = (
     "aircraft",
     "apron",
     "building",
@@ -25,6 +25,20 @@ CATEGORIES = (
     "taxiway",
     "tree",
     "truck",
+)
+CATEGORIES = (
+    *SIMPLE_CATEGORIES,
+    "basketball court",
+    "beach",
+    "bus",
+    "football pitch",
+    "pier",
+    "running track",
+    "sea",
+    "ship",
+    "storage tank",
+    "swimming pool",
+    "tennis court",
 )
 
 BUILDING_COLOURS: dict[str, Colour] = {
@@ -52,6 +66,29 @@ FIELD_COLOURS: dict[str, Colour] = {
     "yellow": (200, 182, 112),
     "brown": (140, 108, 82),
 }
+BUS_COLOURS: dict[str, Colour] = {
+    "red": (186, 44, 40),
+    "yellow": (232, 188, 50),
+    "white": (228, 230, 230),
+    "blue": (48, 92, 168),
+}
+SHIP_COLOURS: dict[str, Colour] = {
+    "white": (228, 230, 228),
+    "red": (158, 52, 44),
+    "blue": (46, 82, 138),
+    "black": (46, 48, 54),
+    "grey": (126, 132, 138),
+}
+TANK_COLOURS: dict[str, Colour] = {
+    "white": (226, 226, 220),
+    "grey": (158, 162, 164),
+    "brown": (136, 104, 82),
+}
+COURT_COLOURS: dict[str, Colour] = {
+    "green": (74, 122, 88),
+    "blue": (64, 104, 158),
+    "red": (172, 92, 68),
+}
 
 GRASS: Colour = (96, 112, 76)
 LAWN: Colour = (102, 122, 78)
@@ -67,6 +104,16 @@ RUNWAY_ASPHALT: Colour = (76, 78, 84)
 TAXIWAY_ASPHALT: Colour = (134, 134, 134)
 CONCRETE: Colour = (188, 185, 176)
 DIRT: Colour = (168, 146, 112)
+SEA_WATER: Colour = (38, 84, 112)
+POOL_WATER: Colour = (76, 176, 206)
+FLOOD_WATER: Colour = (122, 108, 82)
+FOAM: Colour = (176, 198, 204)
+BEACH_SAND: Colour = (222, 206, 168)
+ROCK: Colour = (138, 130, 120)
+PLANKS: Colour = (150, 122, 94)
+TURF: Colour = (86, 134, 66)
+RUBBLE: Colour = (150, 142, 132)
+ASH: Colour = (62, 58, 56)
 WHITE_PAINT: Colour = (228, 228, 222)
 YELLOW_PAINT: Colour = (224, 184, 58)
 GLASS: Colour = (44, 54, 66)
@@ -83,25 +130,39 @@ class Finish:
     furrow: float = 0.0  # parallel rows
     furrow_period: float = 4.0  # metres
     furrow_heading: float = 0.0  # radians in the layout's frame
+    # What the seasons and the infrared see: built, grass, crop, leaf, soil, roof, paved or water. No strength: it is not in `row`.
+    material: str = "built"
 
     @functools.cached_property
     def row(self) -> tuple[float, ...]:
-        """The fields in order."""
-        return dataclasses.astuple(self)
+        """The strengths in the order of `STRENGTHS`."""
+        return tuple(getattr(self, name) for name in STRENGTHS)
 
 
-GRASSY = Finish(grain=0.05, mottle=0.13)
-PAVED = Finish(grain=0.03, mottle=0.05)
-ROOF = Finish(grain=0.02, mottle=0.03)
+STRENGTHS = tuple(field.name for field in dataclasses.fields(Finish) if field.name != "material")
+
+GRASSY = Finish(grain=0.05, mottle=0.13, material="grass")
+SANDY = Finish(grain=0.05, mottle=0.13, material="soil")
+EARTHY = Finish(grain=0.03, mottle=0.05, material="soil")
+PAVED = Finish(grain=0.03, mottle=0.05, material="paved")
+ROOF = Finish(grain=0.02, mottle=0.03, material="roof")
 PAINTED = Finish(grain=0.015, mottle=0.0)
-WATERY = Finish(grain=0.008, mottle=0.02, ripple=0.05)
-LEAFY = Finish(grain=0.05, mottle=0.10, canopy=0.34)
-TREETOP = Finish(grain=0.08, mottle=0.0, canopy=0.12)
+WATERY = Finish(grain=0.008, mottle=0.02, ripple=0.05, material="water")
+SWELL = Finish(grain=0.01, mottle=0.05, ripple=0.07, material="water")
+POOL = Finish(grain=0.01, mottle=0.03, material="water")
+LAWNLIKE = Finish(grain=0.03, mottle=0.04, material="grass")
+LEAFY = Finish(grain=0.05, mottle=0.10, canopy=0.34, material="leaf")
+TREETOP = Finish(grain=0.08, mottle=0.0, canopy=0.12, material="leaf")
 
 
 def lit(colour: Colour, factor: float) -> Colour:
     """`colour` made brighter or darker by `factor`."""
     return tuple(int(min(255, max(0, channel * factor))) for channel in colour)
+
+
+def mixed(colour: Colour, other: Colour, share: float) -> Colour:
+    """`colour` with a `share` from 0 to 1 of `other` in it."""
+    return tuple(int(a + (b - a) * share) for a, b in zip(colour, other, strict=True))
 
 
 def jittered(colour: Colour, rng: np.random.Generator, amount: float = 0.06) -> Colour:

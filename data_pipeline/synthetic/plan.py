@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from data_pipeline.synthetic.palette import Colour, Finish
-from data_pipeline.synthetic.shapes import Point, Rect, distance_to_line
+from data_pipeline.synthetic.shapes import Frame, Point, Rect, distance_to_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Field:
     colour: str
     furrow_heading: float
     furrow_period: float
+    tracks: tuple[np.ndarray, ...] | None = None  # of wheels, as outlines; None: straight along the furrows
+    flooded: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +58,11 @@ class Street:
 
 @dataclasses.dataclass(frozen=True)
 class ParkingLot:
+    """`rect` is upright in the layout, or in `frame` where there is one."""
+
     rect: Rect
     aisles_vertical: bool
+    frame: Frame | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Runway:
 
 @dataclasses.dataclass(frozen=True)
 class Building:
-    """`kind`: gable, hip, flat, corner (an L) or hangar; `length` lies along `heading`."""
+    """`kind`: gable, hip, flat, corner (an L) or hangar; `length` lies along `heading`; `damage`: collapsed, burnt, holed or None."""
 
     kind: str
     colour: str
@@ -89,6 +94,7 @@ class Building:
     width: float
     heading: float
     height: float
+    damage: str | None = None
 
     @property
     def radius(self) -> float:
@@ -98,7 +104,7 @@ class Building:
 
 @dataclasses.dataclass(frozen=True)
 class Vehicle:
-    """`kind`: car or truck."""
+    """`kind`: car, truck or bus."""
 
     kind: str
     colour: str
@@ -124,6 +130,90 @@ class Aircraft:
     span: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Road:
+    """A road along the curve `line` [n, 2], pavements included in its `width`."""
+
+    line: np.ndarray
+    width: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossing:
+    """Where two streets meet on the layout's axes: `half` of the widths of the upright and of the level one; zebra stripes or none."""
+
+    frame: Frame
+    half: Point
+    zebra: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Roundabout:
+    centre: Point
+    radius: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sea:
+    outline: np.ndarray
+    shore: np.ndarray  # [n, 2], the part of the outline that is land's edge
+
+
+@dataclasses.dataclass(frozen=True)
+class Beach:
+    outline: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Pier:
+    """`rects` of one pier in its `frame`, whose +x leads out to sea; of planks or of concrete."""
+
+    frame: Frame
+    rects: tuple[Rect, ...]
+    wooden: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Ship:
+    """`kind`: cargo ship, tanker, ferry, fishing boat, sailing boat or motorboat; `heading` is where the bow points."""
+
+    kind: str
+    colour: str
+    centre: Point
+    heading: float
+    length: float
+    width: float
+    moving: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SportsGround:
+    """`category`: tennis court, football pitch, running track, basketball court or swimming pool; its length lies along x of `frame`."""
+
+    category: str
+    colour: str | None
+    frame: Frame
+    length: float
+    width: float
+
+
+@dataclasses.dataclass(frozen=True)
+class StorageTank:
+    centre: Point
+    radius: float
+    height: float
+    colour: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Crate:
+    """A container, a parasol, a heap: stands on the convex clockwise `outline` and belongs to no object."""
+
+    outline: np.ndarray
+    colour: Colour
+    height: float
+
+
 @dataclasses.dataclass
 class Plan:
     """A scene of `extent` metres: what it holds, in lists by kind."""
@@ -144,6 +234,19 @@ class Plan:
     vehicles: list[Vehicle] = dataclasses.field(default_factory=list)
     trees: list[Tree] = dataclasses.field(default_factory=list)
     aircraft: list[Aircraft] = dataclasses.field(default_factory=list)
+    roads: list[Road] = dataclasses.field(default_factory=list)
+    crossings: list[Crossing] = dataclasses.field(default_factory=list)
+    roundabouts: list[Roundabout] = dataclasses.field(default_factory=list)
+    seas: list[Sea] = dataclasses.field(default_factory=list)
+    beaches: list[Beach] = dataclasses.field(default_factory=list)
+    piers: list[Pier] = dataclasses.field(default_factory=list)
+    ships: list[Ship] = dataclasses.field(default_factory=list)
+    grounds: list[SportsGround] = dataclasses.field(default_factory=list)
+    tanks: list[StorageTank] = dataclasses.field(default_factory=list)
+    crates: list[Crate] = dataclasses.field(default_factory=list)
+    # How the blocks and streets lie: see districts.py. Whether the scene shows a disaster, so that every building is damaged or intact.
+    arrangement: str = "tree"
+    struck: bool = False
 
     def dry(self, centre: Point, radius: float) -> bool:
         """Whether a disc keeps clear of the rivers."""

@@ -45,6 +45,19 @@ class Rect:
         return Rect(self.x0 + margin, self.y0 + margin, self.x1 - margin, self.y1 - margin)
 
 
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A rigid piece of the layout: its own origin lies at `centre`, its +x points along `heading`, its axes are stretched a little."""
+
+    heading: float
+    centre: Point
+    stretch: Point = (1.0, 1.0)
+
+    def place(self, points: np.ndarray) -> np.ndarray:
+        """`points` [n, 2] of the frame, in the layout."""
+        return turned(np.asarray(points) * self.stretch, self.heading, self.centre)
+
+
 def turned(points: np.ndarray, heading: float, centre: Point) -> np.ndarray:
     """`points` [n, 2] turned by `heading` about the origin, then moved to `centre`."""
     c, s = math.cos(heading), math.sin(heading)
@@ -102,6 +115,21 @@ def winding_line(reach: float, rng: np.random.Generator, steps: int = 48) -> np.
     for period in (1.7, 0.9):
         offset += rng.uniform(0.04, 0.1) * period * reach * np.sin(t / (reach * period) * math.pi + rng.uniform(0, 2 * math.pi))
     return turned(np.stack([t, offset], axis=1), rng.uniform(0, math.pi), (0.0, 0.0))
+
+
+def arc(centre: Point, radius: float, start: float = 0.0, end: float = 2 * math.pi, corners: int = 32) -> np.ndarray:
+    """Points [corners, 2] along a circle, clockwise on the picture; a whole circle does not repeat its first point."""
+    angle = np.linspace(start, end, corners, endpoint=abs(end - start) < 2 * math.pi - 1e-9)
+    return np.stack([centre[0] + radius * np.cos(angle), centre[1] + radius * np.sin(angle)], axis=1)
+
+
+def densified(outline: np.ndarray, step: float) -> np.ndarray:
+    """The closed `outline` [n, 2] with corners at most `step` metres apart."""
+    pieces = []
+    for start, end in zip(outline, np.roll(outline, -1, axis=0), strict=True):
+        count = max(1, math.ceil(math.dist(start, end) / step))
+        pieces.append(start + (end - start) * (np.arange(count) / count)[:, None])
+    return np.concatenate(pieces)
 
 
 def distance_to_line(point: Point, line: np.ndarray) -> float:

@@ -16,11 +16,17 @@ _VARINT, _DELIMITED = 0, 2
 _BYTES_LIST, _INT64_LIST = 1, 3
 
 
+class IncompleteNumber(ValueError):
+    """The message ends within a number."""
+
+
 def encode_example(features: Mapping[str, Sequence[bytes] | Sequence[int]]) -> bytes:
-    """Serializes `features`; names are written in sorted order, so that equal features give equal bytes."""
+    """Serializes `features`, the smallest first, so that the head of a message tells everything but the image (see `decode_head`).
+
+    Equal features give equal bytes.
+    """
     entries = []
-    for name in sorted(features):
-        values = features[name]
+    for name, values in features.items():
         if all(isinstance(value, bytes) for value in values):
             feature = _field(_BYTES_LIST, b"".join(_field(1, value) for value in values))
         elif all(isinstance(value, int) for value in values):
@@ -28,19 +34,41 @@ def encode_example(features: Mapping[str, Sequence[bytes] | Sequence[int]]) -> b
         else:
             raise TypeError(f"the values of feature {name!r} must be all bytes or all int")
         entries.append(_field(1, _field(1, name.encode()) + _field(2, feature)))
-    return _field(1, b"".join(entries))
+    return _field(1, b"".join(sorted(entries, key=lambda entry: (len(entry), entry))))
 
 
 def decode_example(data: bytes) -> dict[str, list[bytes] | list[int]]:
     """The features of a serialized Example; ValueError if it is malformed or has a list of another kind."""
+    return dict(_feature(message) for _, entries in _fields(memoryview(data)) for _, message in _fields(entries))
+
+
+def decode_head(head: bytes) -> dict[str, list[bytes] | list[int]]:
+    """The features that are whole within the first bytes of a serialized Example; ValueError if it is malformed before."""
+    data = memoryview(head)
     features: dict[str, list[bytes] | list[int]] = {}
-    for _, message in _fields(memoryview(data)):
-        for _, entry in _fields(message):
-            parts = dict(_fields(entry))
-            if 1 not in parts or 2 not in parts:
-                raise ValueError("an entry of the Example lacks its name or its value")
-            features[bytes(parts[1]).decode()] = _values(parts[2])
+    at = 0
+    try:
+        _, at = _read_varint(data, at)  # The tag and the length of the one field that holds all others.
+        _, at = _read_varint(data, at)
+        while at < len(data):
+            _, start = _read_varint(data, at)
+            length, start = _read_varint(data, start)
+            if start + length > len(data):
+                break
+            name, values = _feature(data[start : start + length])
+            features[name] = values
+            at = start + length
+    except IncompleteNumber:
+        pass  # The head ends between two features.
     return features
+
+
+def _feature(entry: memoryview) -> tuple[str, list[bytes] | list[int]]:
+    """Name and values of one feature."""
+    parts = dict(_fields(entry))
+    if 1 not in parts or 2 not in parts:
+        raise ValueError("an entry of the Example lacks its name or its value")
+    return bytes(parts[1]).decode(), _values(parts[2])
 
 
 def _values(feature: memoryview) -> list[bytes] | list[int]:
@@ -77,7 +105,7 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << (7 * group)
         if byte < 0x80:
             return value, at
-    raise ValueError("a number in the Example has no end")
+    raise IncompleteNumber("a number in the Example has no end")
 
 
 def _numbers(packed: memoryview) -> Iterator[int]:

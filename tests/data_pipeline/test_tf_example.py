@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from data_pipeline.tf_example import decode_example, encode_example
+from data_pipeline.tf_example import decode_example, decode_head, encode_example
 
 FEATURES = {
     "name": ["Zürich".encode()],
@@ -69,3 +69,21 @@ def test_other_kinds_are_refused(messages):
         decode_example(example.SerializeToString())
     with pytest.raises(TypeError, match="'score'"):
         encode_example({"score": [0.5]})
+
+
+def test_the_head_of_a_message_holds_the_small_features():
+    data = encode_example(FEATURES)
+    names = [name for name, _ in sorted(FEATURES.items(), key=lambda item: data.index(item[0].encode()))]
+    assert names[-1] == "image/encoded"
+    for length in range(len(data) + 1):
+        found = decode_head(data[:length])
+        assert list(found) == names[: len(found)]
+        assert found == {name: FEATURES[name] for name in found}
+    assert found == FEATURES
+    # All but the image is known from the bytes before it.
+    assert list(decode_head(data[: data.index(b"image/encoded")])) == names[:-1]
+
+
+def test_a_malformed_head_is_refused():
+    with pytest.raises(ValueError, match="lacks its name"):
+        decode_head(b"\x0a\x7f\x0a\x02\x12\x00")

@@ -43,6 +43,28 @@ def test_same_as_pycocotools_both_ways(name, mask):
     np.testing.assert_array_equal(coco.decode({"size": encoded["size"], "counts": encoded["counts"].encode()}), mask)
 
 
+@pytest.mark.parametrize(("name", "mask"), list(_masks()))
+def test_the_box_holds_the_whole_foreground_and_no_more(name, mask):
+    top, left, pixels = rle.decode_box(rle.encode(mask))
+    columns, rows = pixels.shape
+    restored = np.zeros_like(mask)
+    restored[top : top + rows, left : left + columns] = pixels.T
+    np.testing.assert_array_equal(restored, mask)
+    on = np.argwhere(mask)
+    if not len(on):
+        assert (columns, rows) == (0, 0)
+        return
+    assert (left, left + columns) == (on[:, 1].min(), on[:, 1].max() + 1)
+    # A run that goes on in the next column touches its first and last rows.
+    assert (top, top + rows) == (on[:, 0].min(), on[:, 0].max() + 1)
+
+
+def test_runs_of_length_zero_do_not_widen_the_box():
+    # 4 x 3: nothing at pixel 0, two pixels from the sixth on.
+    top, left, pixels = rle.decode_box({"size": [4, 3], "counts": [0, 0, 5, 2, 5, 0]})
+    assert (top, left, pixels.tolist()) == (1, 1, [[1, 1]])
+
+
 def test_accepts_bytes_and_plain_run_lengths():
     mask = np.array([[0, 1], [1, 1]], np.uint8)
     np.testing.assert_array_equal(rle.decode({"size": [2, 2], "counts": rle.encode(mask)["counts"].encode()}), mask)

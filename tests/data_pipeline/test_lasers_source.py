@@ -10,8 +10,8 @@ import pytest
 from lasers_example import SHAPES, annotation, row_masks
 from PIL import Image
 
-from data_pipeline.annotation import Annotation, accepted
-from data_pipeline.schema import Record
+from data_pipeline.annotation import Annotation, Rejection, accepted
+from data_pipeline.schema import Record, Tags
 from data_pipeline.sources import lasers
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.raster.rle import decode, encode

@@ -1,4 +1,4 @@
-"""Instructions, answers and masks of a scene as LaSeRS records, each with its place along the four dimensions.
+"""Instructions, answers and masks of a picture as LaSeRS records, each with its place along the four dimensions.
 
 The shares below are the one table that says how the drawn sets are mixed. They lean to what a small model learns first: whole categories
 and large things, one target, named outright, in few words.
@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.grammar import language
+from data_pipeline.grammar.explicit import left_to_group
 from data_pipeline.grammar.facts import Facts, at_place
-from data_pipeline.grammar.references import Reference, absent_categories, all_references, overlapping, target_mask
+from data_pipeline.grammar.lexicon import with_article
+from data_pipeline.grammar.references import absent_categories, all_references
+from data_pipeline.grammar.targets import Reference, overlapping, target_mask
 from segearth_r2_jax.raster import rle
 
 GRANULARITIES = ("semantic", "instance", "part")
@@ -21,7 +24,7 @@ GRANULARITIES = ("semantic", "instance", "part")
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """How often a record is asked for with each property; a scene that does not allow it gives the nearest that it allows."""
+    """How often a record is asked for with each property; a picture that does not allow it gives the nearest that it allows."""
 
     instance: float
     part: float
@@ -39,24 +42,19 @@ class Shares:
 TRAIN_SHARES = Shares(instance=0.30, part=0.14, multiple=0.15, implicit=0.20, long=0.20, empty=0.03, held_out=0.0)
 TEST_SHARES = Shares(instance=0.32, part=0.16, multiple=0.22, implicit=0.25, long=0.30, empty=0.0, held_out=0.15)
 
-# How often a category is asked for, relative to the others where a scene has them.
+# How often a category or a part is asked for, relative to the others where a picture has them; 1 for those that are not here.
 CATEGORY_WEIGHTS = {
-    "aircraft": 1.0,
     "apron": 0.6,
-    "building": 1.0,
     "car": 0.2,
-    "field": 1.0,
-    "forest": 1.0,
     "lake": 1.2,
     "parking lot": 0.6,
-    "river": 1.0,
     "road": 0.9,
     "runway": 0.9,
     "taxiway": 0.4,
     "truck": 0.1,
-    "wings": 1.0,
+    "bus": 0.3,
+    "pier": 0.8,
     "engines": 0.6,
-    "fuselage": 1.0,
     "tail": 0.7,
     "left wing": 0.5,
     "right wing": 0.5,
@@ -90,16 +88,38 @@ class Cell:
 
 CELLS = tuple(Cell(g, m, i, q) for g in GRANULARITIES for m in (False, True) for i in (False, True) for q in (False, True))
 TEST_FILES = tuple(sorted({file for cell in CELLS for file in cell.files}))
+# A tenth file, beside the nine published ones: requests for what the picture does not show. Their answers have no mask.
+EMPTY_FILE = "test_empty"
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """What is asked, what is answered, and the masks of the answer's [SEG] tokens in order: bool [h, w] each."""
+    """What is asked, what is answered, and the masks of the answer's [SEG] tokens in order: bool [h, w] each.
+
+    `category`: the nouns of the categories or parts that it asks for, joined by commas.
+    """
 
     cell: Cell
+    category: str
     description: str
     answer: str
     masks: tuple[np.ndarray, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The test files that hold it: one for each of the four dimensions, or the one for empty targets."""
+        return self.cell.files if self.masks else (EMPTY_FILE,)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Its place along the four dimensions of LaSeRS, and its category."""
+        return {
+            "granularity": self.cell.granularity,
+            "multiplicity": "multi" if self.cell.multiple else "single",
+            "reasoning": "implicit" if self.cell.implicit else "explicit",
+            "language": "long" if self.cell.long else "short",
+            "category": self.category,
+        }
 
     def record(self, identifier: str, image_name: str) -> dict[str, Any]:
         """The record of the annotation file."""
@@ -109,26 +129,33 @@ class Instruction:
             "description": self.description,
             "answer": self.answer,
             "mask": [rle.encode(mask) for mask in self.masks],
+            "tags": self.tags,
         }
 
 
 def make_instructions(
     facts: Facts, count: int, shares: Shares, rng: np.random.Generator, first_cell: Cell | None = None
 ) -> list[Instruction]:
-    """Up to `count` different instructions; the first is of `first_cell` where the scene allows it."""
+    """Up to `count` different instructions; the first is of `first_cell` where the picture allows it."""
     references = all_references(facts)
     made: dict[str, Instruction] = {}
     for attempt in range(3 * count):
         if len(made) == count:
             break
         if rng.random() < shares.empty and (absent := absent_categories(facts)):
-            instruction = _empty(absent[int(rng.integers(len(absent)))], shares, rng)
+            instruction = _empty(facts, absent[int(rng.integers(len(absent)))], shares, rng)
         else:
             wish = first_cell if first_cell is not None and attempt == 0 else _draw_cell(shares, rng)
             instruction = _fulfil(facts, references, wish, shares, rng)
         if instruction is not None:
             made.setdefault(instruction.description, instruction)
     return list(made.values())
+
+
+def make_empty_instruction(facts: Facts, shares: Shares, rng: np.random.Generator) -> Instruction | None:
+    """A request for a category that the picture does not show; None where nothing is known to be absent."""
+    absent = absent_categories(facts)
+    return _empty(facts, absent[int(rng.integers(len(absent)))], shares, rng) if absent else None
 
 
 def _draw_cell(shares: Shares, rng: np.random.Generator) -> Cell:
@@ -179,14 +206,15 @@ def _weighted(pool: list[Reference], rng: np.random.Generator) -> Reference:
     for reference in pool:
         counts[reference.category] = counts.get(reference.category, 0) + 1
     weights = np.array(
-        [CATEGORY_WEIGHTS[r.category] / counts[r.category] * float(np.clip(r.area / _FULL_WEIGHT_AREA, 0.1, 1.0)) for r in pool]
+        [CATEGORY_WEIGHTS.get(r.category, 1.0) / counts[r.category] * float(np.clip(r.area / _FULL_WEIGHT_AREA, 0.1, 1.0)) for r in pool]
     )
     return pool[int(rng.choice(len(pool), p=weights / weights.sum()))]
 
 
-def _empty(category: str, shares: Shares, rng: np.random.Generator) -> Instruction:
-    description = _short_request(f"all {language.PLURALS[category]}", True, shares, rng)
-    return Instruction(Cell("semantic", False, False, False), description, language.EMPTY_ANSWER.format(noun=category), ())
+def _empty(facts: Facts, category: str, shares: Shares, rng: np.random.Generator) -> Instruction:
+    entry = facts.entries[category]
+    description = _short_request(entry.every, entry.counted, shares, rng)
+    return Instruction(Cell("semantic", False, False, False), category, description, language.EMPTY_ANSWER.format(noun=entry.singular), ())
 
 
 def _instruction(facts: Facts, chosen: list[Reference], cell: Cell, shares: Shares, rng: np.random.Generator) -> Instruction:
@@ -206,7 +234,8 @@ def _instruction(facts: Facts, chosen: list[Reference], cell: Cell, shares: Shar
         else:
             description = _short_request(phrase, plural, shares, rng)
             answer = language.named_answer(nouns, plural)
-    return Instruction(cell, description, answer, tuple(target_mask(facts, target) for target in targets))
+    category = ", ".join(dict.fromkeys(reference.category for reference in chosen))
+    return Instruction(cell, category, description, answer, tuple(target_mask(facts, target) for target in targets))
 
 
 def _short_request(phrase: str, plural: bool, shares: Shares, rng: np.random.Generator) -> str:
@@ -221,11 +250,13 @@ def _context(facts: Facts, shares: Shares, rng: np.random.Generator) -> str:
     sizes = {
         category: sum(fact.area for fact in things)
         for category, things in facts.by_category.items()
-        if category != "tree" and sum(fact.area for fact in things) > 0.01 * facts.pixels
+        if not left_to_group(facts, category) and sum(fact.area for fact in things) > 0.01 * facts.pixels
     }
     names = sorted(sizes, key=lambda category: -sizes[category])[: 2 + int(rng.integers(2))]
-    shown = [language.with_article(name) if len(facts.of(name)) == 1 and name != "road" else language.PLURALS[name] for name in names]
-    return language.CONTEXTS.choose(rng, shares.held_out).format(scene=language.joined(shown or ["open land"]))
+    entries = [(facts.entries[name], len(facts.of(name))) for name in names]
+    shown = [entry.plural if entry.counted and (count > 1 or not entry.instances) else with_article(entry) for entry, count in entries]
+    context = language.CONTEXTS.choose(rng, shares.held_out)
+    return context.format(scene=language.joined(shown)) if shown else language.PLAIN_CONTEXT
 
 
 def _long_request(facts: Facts, phrase: str, place: str | None, shares: Shares, rng: np.random.Generator) -> str:

@@ -1,4 +1,4 @@
-"""The tokenizer of the tiny preset: a small byte-level BPE that knows the words of the drawn world and of the prompts.
+"""The tokenizer of the tiny preset: a small byte-level BPE that knows the words of the simple drawn world and of the prompts.
 
     python -m data_pipeline.grammar.tokenizer
 
@@ -15,6 +15,8 @@ from pathlib import Path
 import segearth_r2_jax.inputs
 from data_pipeline.grammar import language
 from data_pipeline.grammar.facts import PLACES, at_place
+from data_pipeline.grammar.lexicon import AIRCRAFT_PART_WORDS, ENTRIES, SIMPLE_WORLD, TREES, VEHICLES, WATER, with_article
+from data_pipeline.grammar.questions import CONCEPTS, LARGEST_QUESTIONS, PART_QUESTIONS
 from segearth_r2_jax.inputs.conversation import TEMPLATES
 from segearth_r2_jax.inputs.tokenizer import save_tokenizer, train_tokenizer
 
@@ -34,7 +36,7 @@ _COLOURS = {
 def corpus() -> list[str]:
     """Every wording of the training set with the names it is used with, and the prompts around them."""
     texts = [part for template in TEMPLATES.values() for part in (template.before_image, template.after_image, template.before_answer)]
-    texts += language.fixed_texts()
+    texts += _wordings()
     singular, plural = _phrases()
     for phrase, noun in singular + plural:
         many = (phrase, noun) in plural
@@ -44,17 +46,30 @@ def corpus() -> list[str]:
     for row in PLACES:
         for place in row:
             texts += [hint.format(place=at_place(place)) for hint in language.PLACE_HINTS.train]
-            texts += [language.full_answer([name], False, at_place(place)) for name in language.PLURALS]
-    for name, many in language.PLURALS.items():
+            texts += [language.full_answer([name], False, at_place(place)) for name in SIMPLE_WORLD]
+    for name in SIMPLE_WORLD:
         texts.append(language.EMPTY_ANSWER.format(noun=name))
-        texts += [context.format(scene=language.joined([many, language.with_article(name)])) for context in language.CONTEXTS.train]
+        scene = language.joined([ENTRIES[name].plural, with_article(ENTRIES[name])])
+        texts += [context.format(scene=scene) for context in language.CONTEXTS.train]
     return texts
+
+
+def _wordings() -> list[str]:
+    """Every training wording that the simple world uses."""
+    pools = [language.SHORT_REQUESTS, language.CONTEXTS, language.LONG_REQUESTS, language.PLACE_HINTS, language.LONG_QUESTIONS]
+    pools += [questions for name, questions in LARGEST_QUESTIONS.items() if name in SIMPLE_WORLD]
+    for concept in CONCEPTS:
+        if set(concept.categories) & set(SIMPLE_WORLD):
+            pools += [concept.questions] + ([concept.questions_at] if concept.questions_at else [])
+    pools += [questions for (whole, _), questions in PART_QUESTIONS.items() if whole == "aircraft"]
+    return [text for pool in pools for text in pool.train] + [language.PLURAL_QUESTION, language.EMPTY_ANSWER]
 
 
 def _phrases() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(phrase, noun of the answer) of one thing, and of several."""
-    singular, plural = [], [(f"all {noun}", noun) for noun in language.GROUPS]
-    for name, many in language.PLURALS.items():
+    singular, plural = [], [(f"all {group.noun}", group.noun) for group in (VEHICLES, WATER, TREES)]
+    for name in SIMPLE_WORLD:
+        many = ENTRIES[name].plural
         plural.append((f"all {many}", many))
         singular.append((f"the {name}", name))
         singular += [(f"the {word} {name}", f"{word} {name}") for word in ("largest", "leftmost", "rightmost", "uppermost", "lowest")]
@@ -64,8 +79,8 @@ def _phrases() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         for colour in _COLOURS.get(name, ()):
             plural.append((f"all {colour} {many}", f"{colour} {many}"))
             singular.append((f"the {colour} {name}", f"{colour} {name}"))
-    for part in language.PARTS:
-        (plural if part in language.PLURAL_PARTS else singular).append((f"the {part} of the aircraft", part))
+    for part in AIRCRAFT_PART_WORDS:
+        (plural if part.plural else singular).append((f"the {part.noun} of the aircraft", part.noun))
     return singular, plural
 
 

@@ -8,23 +8,22 @@ import numpy as np
 import pytest
 
 from data_pipeline.grammar import language
-from data_pipeline.grammar.facts import Facts, at_place
+from data_pipeline.grammar.facts import Facts
+from data_pipeline.grammar.lexicon import ENTRIES, SIMPLE_WORLD, regular_plural, with_article
+from data_pipeline.grammar.questions import CONCEPTS, LARGEST_QUESTIONS, PART_QUESTIONS, STATE_QUESTIONS
 from data_pipeline.grammar.records import (
-    CATEGORY_WEIGHTS,
     CELLS,
+    EMPTY_FILE,
     TEST_FILES,
     TEST_SHARES,
     TRAIN_SHARES,
     Shares,
+    make_empty_instruction,
     make_instructions,
 )
-from data_pipeline.grammar.references import absent_categories, all_references, overlapping, target_mask
-from data_pipeline.synthetic.palette import AIRCRAFT_COLOURS, BUILDING_COLOURS, CAR_COLOURS, CATEGORIES, FIELD_COLOURS
+from data_pipeline.grammar.references import absent_categories, all_references
+from data_pipeline.grammar.targets import target_mask
 from data_pipeline.synthetic.scene import draw_scene
-
-COLOURS = {*AIRCRAFT_COLOURS, *BUILDING_COLOURS, *CAR_COLOURS, *FIELD_COLOURS}
-CATEGORY = "|".join(sorted(CATEGORIES, key=len, reverse=True))
-PLACE = "|".join(re.escape(at_place(f"{place}")) for place in ("upper left", "upper right", "lower left", "lower right", "top", "bottom"))
 
 
 @pytest.fixture(scope="module")
@@ -43,109 +42,9 @@ def made(worlds):
     return found
 
 
-def _instances(worlds):
-    for facts in worlds:
-        for reference in all_references(facts):
-            if reference.granularity == "instance" and not reference.implicit and len(reference.targets) == 1:
-                yield facts, reference, facts.facts[reference.targets[0].numbers[0]]
-
-
-def test_a_plain_name_has_one_bearer(worlds):
-    names = 0
-    for facts, reference, fact in _instances(worlds):
-        if match := re.fullmatch(rf"the ({CATEGORY})", reference.words):
-            assert [f.thing.number for f in facts.of(match[1])] == [fact.thing.number]
-            names += 1
-    assert names > 30
-
-
-def test_a_colour_alone_has_one_bearer(worlds):
-    names = 0
-    for facts, reference, fact in _instances(worlds):
-        if match := re.fullmatch(rf"the ({'|'.join(sorted(COLOURS))}) ({CATEGORY})", reference.words):
-            bearers = [f for f in facts.of(match[2]) if f.thing.colour == match[1]]
-            assert bearers == [fact]
-            names += 1
-    assert names > 20
-
-
-def test_the_largest_is_clearly_the_largest(worlds):
-    names = 0
-    for facts, reference, fact in _instances(worlds):
-        if reference.words.startswith("the largest "):
-            others = [f.area for f in facts.of(fact.thing.category) if f is not fact]
-            assert fact.area > 1.25 * max(others)
-            names += 1
-    assert names > 10
-
-
-def test_the_extreme_is_clearly_the_extreme(worlds):
-    for facts, reference, fact in _instances(worlds):
-        word = reference.words.split()[1]
-        others = [f for f in facts.of(fact.thing.category) if f is not fact]
-        if word == "leftmost":
-            assert all(f.x > fact.x + 0.05 for f in others)
-        elif word == "rightmost":
-            assert all(f.x < fact.x - 0.05 for f in others)
-        elif word == "uppermost":
-            assert all(f.y > fact.y + 0.05 for f in others)
-        elif word == "lowest":
-            assert all(f.y < fact.y - 0.05 for f in others)
-
-
-def test_a_place_has_one_bearer(worlds):
-    names = 0
-    for facts, reference, fact in _instances(worlds):
-        match = re.fullmatch(rf"the (?:({'|'.join(sorted(COLOURS))}) )?({CATEGORY}) ({PLACE})", reference.words)
-        if not match:
-            continue
-        colour, category, place = match.groups()
-        left, right, upper, lower = (
-            "left" in place,
-            "right" in place,
-            "upper" in place or "top" in place,
-            "lower" in place or "bottom" in place,
-        )
-
-        def inside(f, left=left, right=right, upper=upper, lower=lower):
-            column = f.x < 1 / 3 if left else f.x > 2 / 3 if right else 1 / 3 < f.x < 2 / 3
-            return column and (f.y < 1 / 3 if upper else f.y > 2 / 3 if lower else False)
-
-        bearers = [f for f in facts.of(category) if inside(f) and (colour is None or f.thing.colour == colour)]
-        assert bearers == [fact]
-        names += 1
-    assert names > 20
-
-
-def test_the_nearest_is_clearly_the_nearest(worlds):
-    names = 0
-    for facts, reference, fact in _instances(worlds):
-        if match := re.fullmatch(rf"the ({CATEGORY}) nearest to the ({CATEGORY})", reference.words):
-            (anchor,) = facts.of(match[2])
-            rows, columns = np.nonzero(facts.scene.object_map == anchor.thing.number)
-            pixels = (np.stack([columns, rows], axis=1) + 0.5) / facts.scene.object_map.shape[0]
-            distance = {f.thing.number: np.sqrt(((pixels - (f.x, f.y)) ** 2).sum(1)).min() for f in facts.of(match[1])}
-            own = distance.pop(fact.thing.number)
-            assert own < min(distance.values()) - 0.01
-            names += 1
-    assert names > 5
-
-
-def test_all_means_all(worlds):
-    for facts in worlds:
-        for reference in all_references(facts):
-            if reference.granularity == "semantic" and not reference.implicit and reference.words.startswith("all "):
-                noun = reference.words.removeprefix("all ")
-                colour = noun.split()[0] if noun.split()[0] in COLOURS else None
-                plural = noun.removeprefix(f"{colour} ") if colour else noun
-                categories = language.GROUPS.get(plural) or [c for c, p in language.PLURALS.items() if p == plural]
-                expected = {f.thing.number for f in facts.of(*categories) if colour is None or f.thing.colour == colour}
-                assert set(reference.targets[0].numbers) == expected
-
-
 def test_masks_of_different_instances_are_disjoint(worlds):
     for facts in worlds[:20]:
-        for category in CATEGORIES:
+        for category in SIMPLE_WORLD:
             targets = {
                 r.targets[0]
                 for r in all_references(facts)
@@ -155,31 +54,12 @@ def test_masks_of_different_instances_are_disjoint(worlds):
             assert sum(mask.astype(int) for mask in masks.values()).max() <= 1 if masks else True
 
 
-def test_every_target_can_be_seen(worlds):
-    for facts in worlds:
-        for reference in all_references(facts):
-            for target in reference.targets:
-                assert target_mask(facts, target).sum() >= facts.smallest_target / 2
-
-
-def test_references_that_share_pixels_are_said_to_overlap(worlds):
-    compared = 0
-    for facts in worlds[:10]:
-        single = [r for r in all_references(facts) if len(r.targets) == 1][:25]
-        masks = [target_mask(facts, r.targets[0]) for r in single]
-        for i, a in enumerate(single):
-            for j, b in enumerate(single[:i]):
-                assert overlapping(a, b) == bool((masks[i] & masks[j]).any())
-                compared += 1
-    assert compared > 500
-
-
 def test_each_seg_token_has_its_mask(made):
     assert len(made) > 300
     for facts, _, instruction in made:
         assert instruction.answer.count("[SEG]") == len(instruction.masks)
         for mask in instruction.masks:
-            assert mask.shape == facts.scene.object_map.shape
+            assert mask.shape == facts.image.object_map.shape
             assert mask.dtype == bool
             assert mask.any()
         assert "[SEG]" not in instruction.description
@@ -207,14 +87,24 @@ def test_cells_say_what_the_instruction_is(made):
 
 
 def test_implicit_questions_do_not_name_what_they_ask_for():
-    for concept in language.CONCEPTS:
+    for concept in CONCEPTS:
         pools = [concept.questions] + ([concept.questions_at] if concept.questions_at else [])
         for question in (question for pool in pools for question in pool.train + pool.held_out):
             for name in (concept.noun, *concept.categories):
                 assert not re.search(rf"\b{name}\b", question), question
-    for name, (_, questions) in language.PARTS.items():
-        for question in questions.train + questions.held_out if questions else ():
-            assert name.rstrip("s") not in question
+    for (category, state), questions in STATE_QUESTIONS.items():
+        assert not any(category in question or state in question for question in questions.train + questions.held_out)
+    for (_, name), questions in PART_QUESTIONS.items():
+        assert not any(name.rstrip("s") in question for question in questions.train + questions.held_out)
+
+
+def test_every_question_is_one_question_and_has_a_held_out_wording():
+    pools = [c.questions for c in CONCEPTS] + [c.questions_at for c in CONCEPTS if c.questions_at]
+    for pool in [*pools, *LARGEST_QUESTIONS.values(), *STATE_QUESTIONS.values(), *PART_QUESTIONS.values()]:
+        assert pool.train
+        assert pool.held_out
+        assert not set(pool.train) & set(pool.held_out)
+        assert all(q.count("?") == 1 and q.endswith("?") and q[0].isupper() for q in pool.train + pool.held_out)
 
 
 def test_empty_targets_are_rare_true_and_only_for_training(made):
@@ -256,5 +146,40 @@ def test_whole_categories_and_single_targets_lead(made):
     assert sum(m.cell.implicit for m in train) < 0.3 * len(train)
 
 
-def test_every_reference_has_a_weight(worlds):
-    assert {r.category for facts in worlds for r in all_references(facts)} <= set(CATEGORY_WEIGHTS)
+def test_tags_and_files_say_the_same(made):
+    for _, _, instruction in made:
+        tags = instruction.tags
+        assert set(tags) == {"granularity", "multiplicity", "reasoning", "language", "category"}
+        if not instruction.masks:
+            assert instruction.files == (EMPTY_FILE,)
+            continue
+        level = {"semantic": "test_sematic_level", "instance": "test_instance_level", "part": "test_part_level"}[tags["granularity"]]
+        expected = {level, f"test_{tags['reasoning']}", f"test_{tags['language']}_query", f"test_{tags['multiplicity']}_cate"}
+        assert set(instruction.files) == expected
+        assert instruction.record("id", "a.png")["tags"] == tags
+
+
+def test_an_empty_target_of_the_test_set_is_asked_for_in_its_own_words(worlds):
+    texts = set()
+    for number, facts in enumerate(worlds):
+        instruction = make_empty_instruction(facts, TEST_SHARES, np.random.default_rng(number))
+        assert instruction.masks == ()
+        assert instruction.files == (EMPTY_FILE,)
+        assert not facts.of(instruction.category)
+        texts.add(instruction.description.split()[0])
+    assert len(texts) > 4
+
+
+def test_a_category_without_an_entry_gets_a_regular_plural():
+    pairs = {"kiosk": "kiosks", "box": "boxes", "ferry": "ferries", "highway": "highways", "marsh": "marshes", "bus stop": "bus stops"}
+    for singular, plural in pairs.items():
+        assert regular_plural(singular) == plural
+
+
+def test_articles():
+    assert [with_article(ENTRIES[name]) for name in ("lake", "aircraft", "sea", "farmland")] == [
+        "a lake",
+        "an aircraft",
+        "the sea",
+        "farmland",
+    ]

@@ -57,7 +57,7 @@ def test_records_are_complete_and_their_masks_fit_their_images(drawn):
         records = _read(path)
         assert records, path.name
         for record in records:
-            assert record.keys() == {"id", "image_name", "description", "answer", "mask"}
+            assert record.keys() == {"id", "image_name", "description", "answer", "mask", "tags"}
             with Image.open(images / record["image_name"]) as image:
                 assert image.mode == "RGB"
                 size = image.size[::-1]

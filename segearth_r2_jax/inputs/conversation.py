@@ -213,6 +213,25 @@ def expand(conversation: Conversation, num_image_tokens: int) -> TokenRow:
     )
 
 
+def training_lengths(
+    tokenizer: PreTrainedTokenizerFast, template: str, texts: Sequence[tuple[str, str]], num_image_tokens: int
+) -> np.ndarray:
+    """Positions that each (instruction, answer) takes, int64 [n]: the lengths of `expand(encode_training(...))`.
+
+    All texts are encoded in one call, which the tokenizer spreads over the processors.
+    """
+    words = get_template(template)
+    if words.separator is None or not texts:
+        return np.zeros(len(texts), np.int64)
+    ends = [words.before_answer + words.separator + answer + END_OF_TEXT for _, answer in texts]
+    asked = [instruction.strip() for instruction, _ in texts]
+    if not words.refer:
+        joined = [words.after_image + instruction + end for instruction, end in zip(asked, ends, strict=True)]
+        return len(_encode(tokenizer, words.before_image)) + num_image_tokens + _lengths(tokenizer, joined)
+    around = len(_encode(tokenizer, words.before_image)) + num_image_tokens + len(_encode(tokenizer, words.after_image))
+    return around + _lengths(tokenizer, asked) + 1 + _lengths(tokenizer, ends)  # 1: the [SEG] that closes the instruction.
+
+
 def smallest_bucket(length: int, buckets: Sequence[int], name: str) -> int:
     """The smallest of `buckets` that holds `length` positions; UserError naming the record if none does."""
     fitting = [bucket for bucket in buckets if bucket >= length]
@@ -256,6 +275,11 @@ def _stripped(instruction: str, name: str) -> str:
 
 def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False) if text else []
+
+
+def _lengths(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> np.ndarray:
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    return np.array([len(ids) for ids in encoded["input_ids"]], np.int64)
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerFast, words: Template, instruction: str, rest: str) -> tuple[list[int], list[int], list[int]]:

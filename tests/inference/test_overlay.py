@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from segearth_r2_jax.inference.overlay import COLOURS, draw_overlay
+from segearth_r2_jax.inference.overlay import draw_overlay
 from segearth_r2_jax.inference.segment import Segmentation, Target
+from segearth_r2_jax.raster.overlay import COLOURS
 
 
 def _target(mask, phrase="pond"):

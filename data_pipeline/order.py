@@ -11,6 +11,7 @@ its records are permuted among themselves, and it has its turns in proportion to
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -20,6 +21,9 @@ import numpy as np
 
 # The length of an endless stream.
 ENDLESS = 2**60
+# Up to this many records are permuted as a whole. Grain's shuffle, which keeps no table, permutes no fewer than 65536 numbers and skips
+# those that are too large: a position of a few records takes it milliseconds.
+_SMALL = 8192
 
 
 class Turns:
@@ -65,12 +69,23 @@ class Shuffled:
 
     def __init__(self, members: np.ndarray, seed: Sequence[int]):
         """`members` are record numbers, int [n] with n > 0; `seed` fixes the order."""
-        number = int(np.random.SeedSequence(tuple(seed)).generate_state(1)[0])
         self._members = members
+        self._seed = tuple(seed)
+        number = int(np.random.SeedSequence(self._seed).generate_state(1)[0])
         self._permuted = grain.MapDataset.range(len(members)).seed(number).shuffle().repeat(None)
 
     def __getitem__(self, position: int) -> int:
+        size = len(self._members)
+        if size <= _SMALL:
+            epoch, place = divmod(position, size)
+            return int(self._members[_permutation(self._seed, epoch, size)[place]])
         return int(self._members[self._permuted[position]])
+
+
+@functools.lru_cache(maxsize=256)
+def _permutation(seed: tuple[int, ...], epoch: int, size: int) -> np.ndarray:
+    """A permutation of `size` numbers, the same with every version of numpy: how SeedSequence computes is promised not to change."""
+    return np.random.SeedSequence((*seed, epoch)).generate_state(size, np.uint64).argsort(kind="stable")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,6 +61,13 @@ def test_each_epoch_is_another_permutation():
     assert walk(make_order([range(10, 60)], seed=6)) != walk(order)
 
 
+def test_a_large_set_is_permuted_too():
+    order = make_order([range(8200)], num_epochs=2)
+    epochs = np.array(walk(order)).reshape(2, 8200)
+    np.testing.assert_array_equal(np.sort(epochs, 1), np.tile(np.arange(8200), (2, 1)))
+    assert (epochs[0] != epochs[1]).any()
+
+
 def test_sets_are_mixed_by_their_shares_and_each_comes_once_per_round():
     order = make_order([range(40), range(40, 50)], [0.6, 0.4], num_epochs=None)
     assert len(order) == ENDLESS

@@ -127,6 +127,14 @@ def checked(rows: Iterable[Any], file: Path, check: Callable[[Mapping[str, Any],
             yield Rejection.from_error(name, error)
 
 
+def attempt(name: str, make: Callable[[], Annotation]) -> Annotation | Rejection:
+    """What `make()` returns; the rejection of the annotation `name` where that raises a UserError."""
+    try:
+        return make()
+    except UserError as error:
+        return Rejection.from_error(name, error)
+
+
 def accepted(annotations: Iterable[Annotation | Rejection]) -> Iterator[Annotation]:
     """The annotations; UserError at the first that is rejected."""
     for annotation in annotations:
@@ -146,6 +154,31 @@ def read_json(file: Path, kind: type, what: str) -> Any:
     if not isinstance(content, kind):
         raise UserError(f"{file}: expected {what}")
     return content
+
+
+def read_json_lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any] | Rejection]]:
+    """The objects of a JSONL file, each with the name that messages call it by; a Rejection in place of a line that is none.
+
+    The name is "FILE: line NUMBER", counted from 1. Blank lines are passed over. UserError naming the file if it cannot be read.
+    """
+    for name, line in read_lines(file):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield name, Rejection(name, f"not JSON ({error})")
+            continue
+        yield name, row if isinstance(row, Mapping) else Rejection(name, f"expected an object of named fields, it is {type(row).__name__}")
+
+
+def read_lines(file: Path) -> Iterator[tuple[str, bytes]]:
+    """The lines of a file that are not blank, each with its name "FILE: line NUMBER"; UserError naming the file if it cannot be read."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if line.strip():
+            yield f"{file}: line {number}", line.strip()
 
 
 def row_id(row: Mapping[str, Any], number: int, name: str) -> str:

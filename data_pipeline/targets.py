@@ -1,9 +1,9 @@
-"""How data sets draw their targets: run lengths, polygons, mask images. Each becomes a mask of the image's own size."""
+"""How data sets draw their targets: run lengths, polygons, mask images, unions. Each becomes a mask of the image's own size."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,12 +64,28 @@ class Polygons:
             raise UserError(f"{name} has no polygon")
         mask = np.zeros((image.height, image.width), np.uint8)
         for ring in self.rings:
-            points = _check_ring(ring, name)
+            points = check_ring(ring, name)
             low, high = points.min(0), points.max(0)
             if high[0] < 0 or high[1] < 0 or low[0] > image.width or low[1] > image.height:
                 corner = f"({low[0]:g}, {low[1]:g})"
                 raise UserError(f"{name} has a polygon at {corner}, outside of its image of {image.width} x {image.height} pixels")
-            mask |= _fill_with_edges(points, image) if self.edges else _fill_centres(points, image)
+            mask |= _fill_with_edges(points, image) if self.edges else fill_even_odd((points,), image)
+        return mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Union:
+    """What lies in any of some targets."""
+
+    targets: tuple[Target, ...]
+
+    def rasterize(self, image: ImageFile, name: str) -> np.ndarray:
+        """A union of no targets is an error; so is one whose parts are."""
+        if not self.targets:
+            raise UserError(f"{name} is empty")
+        mask = np.zeros((image.height, image.width), np.uint8)
+        for target in self.targets:
+            mask |= target.rasterize(image, name)
         return mask
 
 
@@ -92,16 +108,22 @@ class MaskImage:
 
 
 def read_band(path: Path, name: str) -> np.ndarray:
-    """The stored numbers [h, w] of a one-band or palette picture; UserError beginning with `name` if it is another kind or damaged."""
+    """The stored numbers [h, w] of a picture of one band, of a palette, or of three bands that are the same (a grey mask saved as colour).
+
+    UserError beginning with `name` if it is another kind of picture or damaged.
+    """
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise UserError(
                     f"{name}: {picture.width} x {picture.height} pixels are too many (the limit is {MAX_PIXELS // 10**6} million)"
                 )
-            if len(picture.getbands()) != 1:
-                raise UserError(f"{name}: has {len(picture.getbands())} bands; a mask has one")
-            return np.asarray(picture)
+            if len(picture.getbands()) == 1:
+                return np.asarray(picture)
+            bands = np.asarray(picture)
+            if picture.mode == "RGB" and (bands == bands[..., :1]).all():
+                return np.ascontiguousarray(bands[..., 0])
+            raise UserError(f"{name}: has {len(picture.getbands())} different bands; a mask has one")
     except UserError:
         raise
     except FileNotFoundError:
@@ -110,10 +132,11 @@ def read_band(path: Path, name: str) -> np.ndarray:
         raise UserError(f"{name}: is not a readable picture ({' '.join(str(error).split()) or type(error).__name__:.120})") from error
 
 
-def _check_ring(ring: Any, name: str) -> np.ndarray:
+def check_ring(ring: Any, name: str) -> np.ndarray:
+    """The ring's points (x, y), float64 [n, 2]; UserError beginning with `name` if it is no polygon in pixels."""
     try:
         points = np.asarray(ring, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # Overflow: a whole number of hundreds of digits.
         points = np.zeros(0)
     if points.ndim != 2 or points.shape[1:] != (2,) or not np.isfinite(points).all():
         raise UserError(f"{name}: a polygon is a list of points (x, y)")
@@ -130,12 +153,15 @@ def _fill_with_edges(points: np.ndarray, image: ImageFile) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def _fill_centres(points: np.ndarray, image: ImageFile) -> np.ndarray:
-    """Even-odd fill: in each row, the pixels whose centres lie between the first and second, third and fourth ... crossing."""
+def fill_even_odd(rings: Sequence[np.ndarray], image: ImageFile) -> np.ndarray:
+    """Fills the area between `rings`, each float [n, 2] (x, y): a ring within another is a hole. uint8 [h, w].
+
+    Even-odd fill: in each row, the pixels whose centres lie between the first and second, third and fourth ... crossing.
+    """
     mask = np.zeros((image.height, image.width), np.uint8)
-    (x0, y0), (x1, y1) = points.T, np.roll(points, -1, axis=0).T
-    first = max(0, int(np.floor(points[:, 1].min())))
-    last = min(image.height, int(np.ceil(points[:, 1].max())))
+    (x0, y0), (x1, y1) = np.concatenate(rings).T, np.concatenate([np.roll(ring, -1, axis=0) for ring in rings]).T
+    first = max(0, int(np.floor(y0.min())))
+    last = min(image.height, int(np.ceil(y0.max())))
     for row in range(first, last):
         centre = row + 0.5
         crossed = (y0 <= centre) != (y1 <= centre)

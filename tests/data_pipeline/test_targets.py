@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.targets import ImageFile, MaskImage, Polygons, RunLengths
+from data_pipeline.targets import ImageFile, MaskImage, Polygons, RunLengths, Union, fill_even_odd
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.raster.rle import encode
 
@@ -93,12 +93,31 @@ def test_what_leaves_the_image_is_cut():
         ((((0, 0), (1, float("nan")), (2, 2)),), "is a list of points"),
         ((((0, 0), (1, "a"), (2, 2)),), "is a list of points"),
         ((((0, 0), (1e300, 0), (2, 2)),), "expected pixels"),
+        ((((0, 0), (10**400, 0), (2, 2)),), "is a list of points"),
         ((((8, 0), (9, 0), (9, 3)),), "outside of its image of 7 x 5"),
     ],
 )
 def test_damaged_polygons(rings, message):
     with pytest.raises(UserError, match=f"^row 3: mask 0.*{message}"):
         Polygons(rings).rasterize(IMAGE, "row 3: mask 0")
+
+
+def test_a_ring_within_a_ring_is_a_hole():
+    outer = np.array(((0, 0), (7, 0), (7, 5), (0, 5)), float)
+    hole = np.array(((2, 1), (4, 1), (4, 3), (2, 3)), float)
+    expected = np.ones((5, 7), np.uint8)
+    expected[1:3, 2:4] = 0
+    np.testing.assert_array_equal(fill_even_odd((outer, hole), IMAGE), expected)
+
+
+def test_a_union():
+    left, right = encode(np.arange(7) < np.full((5, 1), 2)), encode(np.arange(7) > np.full((5, 1), 4))
+    expected = np.broadcast_to([1, 1, 0, 0, 0, 1, 1], (5, 7))
+    np.testing.assert_array_equal(Union((RunLengths(left), RunLengths(right))).rasterize(IMAGE, "r"), expected)
+    with pytest.raises(UserError, match=r"^row 3: mask 0 is empty"):
+        Union(()).rasterize(IMAGE, "row 3: mask 0")
+    with pytest.raises(UserError, match=r"^row 3: mask 0: an RLE mask is"):
+        Union((RunLengths(left), RunLengths(None))).rasterize(IMAGE, "row 3: mask 0")
 
 
 def test_mask_images(tmp_path):
@@ -111,16 +130,21 @@ def test_mask_images(tmp_path):
     np.testing.assert_array_equal(MaskImage(tmp_path / "grey.png").rasterize(IMAGE, "r"), numbers > 0)
     np.testing.assert_array_equal(MaskImage(tmp_path / "palette.png", (3, 9)).rasterize(IMAGE, "r"), np.isin(numbers, (3, 9)))
     np.testing.assert_array_equal(MaskImage(tmp_path / "bit.png").rasterize(IMAGE, "r"), numbers % 2)
+    # A grey mask that was saved as a colour picture.
+    Image.fromarray(numbers).convert("RGB").save(tmp_path / "replicated.png")
+    np.testing.assert_array_equal(MaskImage(tmp_path / "replicated.png", (3, 9)).rasterize(IMAGE, "r"), np.isin(numbers, (3, 9)))
 
 
 def test_damaged_mask_images(tmp_path):
     Image.new("L", (5, 7)).save(tmp_path / "turned.png")
-    Image.new("RGB", (7, 5)).save(tmp_path / "colour.png")
+    Image.new("RGB", (7, 5), (255, 0, 0)).save(tmp_path / "colour.png")
+    Image.new("LA", (7, 5)).save(tmp_path / "alpha.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "turned.png").read_bytes()[:40])
     (tmp_path / "empty.png").touch()
     for file, message in (
         ("turned.png", r"is 7 x 5, its image 5 x 7"),
-        ("colour.png", "has 3 bands; a mask has one"),
+        ("colour.png", "has 3 different bands; a mask has one"),
+        ("alpha.png", "has 2 different bands; a mask has one"),
         ("cut.png", "is not a readable picture"),
         ("empty.png", "is not a readable picture"),
         ("absent.png", "does not exist"),

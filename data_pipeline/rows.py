@@ -113,7 +113,8 @@ class MakeRow(grain.transforms.Map):
             pictures = _pictures(record, config, name)
         except UserError as error:
             place = self.source.place(slot.record)
-            damage = str(error) if place in str(error) else f"{error} [{place}]"
+            shard = place.rpartition(": ")[0]
+            damage = str(error) if shard and shard in str(error) else f"{error} [{place}]"
             if config.on_corrupt == "error":
                 raise UserError(damage) from error
             return empty_row(slot, config, damage)

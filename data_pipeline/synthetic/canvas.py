@@ -172,6 +172,10 @@ class Canvas:
             surfaces[top:bottom] = samples[middle::SUPERSAMPLING, middle::SUPERSAMPLING]
         return surfaces
 
+    def release(self) -> None:
+        """Gives back the buffers: nothing more is painted or read. They are most of the memory of a large picture."""
+        self._samples = self._shadows = self._draw = self._draw_shadow = None
+
     def owner_tables(self) -> tuple[np.ndarray, np.ndarray]:
         """Object and part of every surface: int32 [surfaces] each."""
         owners = np.asarray(self._owners, np.int32)

@@ -43,6 +43,17 @@ def draw_field(canvas: Canvas, field: Field, owner: int, rng: np.random.Generato
             canvas.polygon(line, track)
 
 
+def draw_flooded_field(canvas: Canvas, field: Field, owner: int, rng: np.random.Generator) -> None:
+    """Muddy water in which the furrows are still to be guessed."""
+    finish = Finish(
+        0.01, 0.06, ripple=0.03, furrow=0.02, furrow_period=field.furrow_period, furrow_heading=field.furrow_heading, material="water"
+    )
+    canvas.polygon(field.outline, canvas.surface(jittered(palette.FLOOD_WATER, rng), finish, owner))
+    drowned = canvas.surface(palette.mixed(palette.FLOOD_WATER, palette.FIELD_COLOURS[field.colour], 0.3), finish, owner)
+    for line in field.tracks or ():
+        canvas.polygon(line, drowned)
+
+
 def draw_lake(canvas: Canvas, lake: Lake, owner: int, rng: np.random.Generator) -> None:
     """Still water inside its bank."""
     canvas.polygon(grown(lake.outline, lake.bank), canvas.surface(jittered(palette.SAND, rng), palette.SANDY))

@@ -16,20 +16,31 @@ _SHADOW_DARKNESS = (0.56, 0.53, 0.46)  # The sky still lights the shade, bluish.
 
 def photograph(canvas: Canvas, surfaces: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The finished picture uint8 [size, size, 3] of what `canvas` holds; `surfaces` is its surface map."""
+    return _camera(canvas, *texture(canvas, surfaces, rng), rng)
+
+
+def texture(canvas: Canvas, surfaces: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """By how much each pixel is brighter than its flat colour, and the grain in it: float32 [size, size] both, of unit strength."""
     view = canvas.view
-    finish = {name: table.take(surfaces) for name, table in canvas.finish_tables().items() if table.any()}
+    tables = {name: table for name, table in canvas.finish_tables().items() if table.any()}
+
+    def finish(name: str) -> np.ndarray:
+        # One map at a time: the maps of a large picture are hundreds of megabytes each.
+        return tables[name].take(surfaces)
+
     grain = rng.standard_normal(surfaces.shape, dtype=np.float32)
     patches = _value_noise(view, 14.0, rng) + 0.6 * _value_noise(view, 4.0, rng)
-    brightness = 1 + finish["grain"] * grain
-    if "mottle" in finish:
-        brightness += finish["mottle"] * patches
-    if "furrow" in finish:
-        brightness += finish["furrow"] * _furrows(view, finish["furrow_period"], finish["furrow_heading"])
-    if "canopy" in finish:
-        brightness += finish["canopy"] * _tree_tops(view, rng)
-    if "ripple" in finish:
-        brightness += _water(view, finish["ripple"], rng)
-    return _camera(canvas, brightness, grain, rng)
+    brightness = 1 + finish("grain") * grain
+    if "mottle" in tables:
+        brightness += finish("mottle") * patches
+    del patches
+    if "furrow" in tables:
+        brightness += finish("furrow") * _furrows(view, finish("furrow_period"), finish("furrow_heading"))
+    if "canopy" in tables:
+        brightness += finish("canopy") * _tree_tops(view, rng)
+    if "ripple" in tables:
+        brightness += _water(view, finish("ripple"), rng)
+    return brightness, grain
 
 
 def _camera(canvas: Canvas, brightness: np.ndarray, grain: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,164 @@
+"""Bends a straight layout: streets become curves, and all that stands along them follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from data_pipeline.synthetic.plan import Building, Crate, Field, ParkingLot, Plan, Road, Sea, Street
+from data_pipeline.synthetic.shapes import Frame, Point, Rect, densified
+
+_STEP = 6.0  # metres between the corners of a bent edge
+_KERB_OVERLAP = 1.2  # the ends of a street reach over the pavement of the one that it runs into
+# How far a thing of fixed proportions may be stretched to fill its bent place.
+_LEAST_STRETCH, _MOST_STRETCH = 0.82, 1.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Bend:
+    """Lines of equal x become curves that keep their distance from one another, lines of equal y their normals.
+
+    `heading` [n] is how far the normal is turned at each of `stations` [n] (metres of y), `curve` [n, 2] where x = 0 runs.
+    """
+
+    stations: np.ndarray
+    heading: np.ndarray
+    curve: np.ndarray
+
+    @classmethod
+    def of(cls, reach: float, curvature: float = 0.0, period: float | None = None, phase: float = 0.0, shift: float = 0.0) -> Bend:
+        """An arc of `curvature` (1 / metres), or one whose curvature swings along y with `period` metres.
+
+        The picture's centre lies on the line x = 0, `shift` metres farther out than where lengths along y are kept.
+        """
+        stations = np.arange(-1.4 * reach, 1.4 * reach + 2.0, 2.0)
+        bent = np.full(len(stations), curvature) if period is None else curvature * np.cos(stations * (2 * math.pi / period) + phase)
+        middle = len(stations) // 2
+        heading = np.cumsum(bent) * 2.0
+        heading -= heading[middle]
+        steps = np.stack([-np.sin(heading), np.cos(heading)], axis=1) * (2.0 * (1 + shift * bent))[:, None]
+        curve = np.cumsum(steps, axis=0)
+        return cls(stations, heading, curve - curve[middle])
+
+    def move(self, points: np.ndarray) -> np.ndarray:
+        """`points` [..., 2] of the straight layout in the bent one."""
+        points = np.asarray(points, float)
+        y = points[..., 1]
+        turn = np.interp(y, self.stations, self.heading)
+        base = np.stack([np.interp(y, self.stations, self.curve[:, axis]) for axis in (0, 1)], axis=-1)
+        return base + points[..., :1] * np.stack([np.cos(turn), np.sin(turn)], axis=-1)
+
+    def turn_at(self, point: Point) -> float:
+        """By how much what stands at `point` turns, in radians."""
+        return float(np.interp(point[1], self.stations, self.heading))
+
+    def stretch_at(self, point: Point) -> float:
+        """How much longer lengths along y become at `point`."""
+        x, y = point
+        low, high = self.move(np.array([[x, y - 4.0], [x, y + 4.0]]))
+        return math.dist(low, high) / 8.0
+
+    def frame_at(self, point: Point) -> Frame:
+        """The frame that stands at `point` and is stretched as the layout is there."""
+        stretch = min(_MOST_STRETCH, max(_LEAST_STRETCH, self.stretch_at(point)))
+        return Frame(self.turn_at(point), _point(self.move(np.array(point))), (1.0, stretch))
+
+    def rigid_at(self, frame: Frame) -> Frame:
+        """`frame` of the straight layout, moved and turned with its origin but not stretched."""
+        return Frame(frame.heading + self.turn_at(frame.centre), _point(self.move(np.array(frame.centre))), frame.stretch)
+
+
+def bend_plan(plan: Plan, bend: Bend, rng: np.random.Generator) -> None:
+    """Moves everything in `plan`; streets become roads, fields get the curved tracks of their machines."""
+
+    def moved(things: list) -> list:
+        return [dataclasses.replace(thing, centre=_point(bend.move(np.array(thing.centre)))) for thing in things]
+
+    def turned(things: list) -> list:
+        return [
+            dataclasses.replace(new, heading=old.heading + bend.turn_at(old.centre)) for old, new in zip(things, moved(things), strict=True)
+        ]
+
+    def outlined(things: list) -> list:
+        return [dataclasses.replace(thing, outline=bend.move(densified(thing.outline, _STEP))) for thing in things]
+
+    lots = [(lot.rect, bend.frame_at(lot.rect.centre)) for lot in plan.parking_lots]
+    plan.vehicles = [_parked(vehicle, lots) or moving for vehicle, moving in zip(plan.vehicles, turned(plan.vehicles), strict=True)]
+    plan.parking_lots = [_framed_lot(lot, frame) for lot, (_, frame) in zip(plan.parking_lots, lots, strict=True)]
+    plan.buildings = [_stretched(old, new, bend) for old, new in zip(plan.buildings, turned(plan.buildings), strict=True)]
+    plan.patches, plan.beaches = outlined(plan.patches), outlined(plan.beaches)
+    plan.fields = [_bent_field(field, bend, rng) for field in plan.fields]
+    plan.forests, plan.lakes = outlined(plan.forests), outlined(plan.lakes)
+    plan.rivers = [dataclasses.replace(river, line=bend.move(river.line)) for river in plan.rivers]
+    plan.seas = [Sea(bend.move(densified(sea.outline, _STEP)), bend.move(sea.shore)) for sea in plan.seas]
+    plan.roads = [_road(street, bend) for street in plan.streets]
+    plan.streets = []
+    plan.crossings = [dataclasses.replace(crossing, frame=bend.rigid_at(crossing.frame)) for crossing in plan.crossings]
+    plan.piers = [dataclasses.replace(pier, frame=bend.rigid_at(pier.frame)) for pier in plan.piers]
+    plan.grounds = [dataclasses.replace(ground, frame=bend.rigid_at(ground.frame)) for ground in plan.grounds]
+    plan.ships, plan.trees = turned(plan.ships), moved(plan.trees)
+    plan.tanks, plan.roundabouts = moved(plan.tanks), moved(plan.roundabouts)
+    plan.crates = [_moved_crate(crate, bend) for crate in plan.crates]
+
+
+def _point(place: np.ndarray) -> Point:
+    return float(place[0]), float(place[1])
+
+
+def _parked(vehicle, lots: list[tuple[Rect, Frame]]):
+    """A vehicle on a parking lot stays in its stall; None for the others."""
+    x, y = vehicle.centre
+    for rect, frame in lots:
+        if rect.x0 < x < rect.x1 and rect.y0 < y < rect.y1:
+            place = frame.place(np.array([[x - rect.centre[0], y - rect.centre[1]]]))[0]
+            return dataclasses.replace(vehicle, centre=_point(place), heading=vehicle.heading + frame.heading)
+    return None
+
+
+def _framed_lot(lot: ParkingLot, frame: Frame) -> ParkingLot:
+    x, y = lot.rect.centre
+    local = Rect(lot.rect.x0 - x, lot.rect.y0 - y, lot.rect.x1 - x, lot.rect.y1 - y)
+    return ParkingLot(local, lot.aisles_vertical, frame)
+
+
+def _stretched(old: Building, new: Building, bend: Bend) -> Building:
+    stretch = min(_MOST_STRETCH, max(_LEAST_STRETCH, bend.stretch_at(old.centre)))
+    if abs(math.sin(old.heading)) > 0.7:
+        return dataclasses.replace(new, length=old.length * stretch)
+    return dataclasses.replace(new, width=old.width * stretch)
+
+
+def _road(street: Street, bend: Bend) -> Road:
+    r, (x, y) = street.rect, street.rect.centre
+    start, end = (r.y0, r.y1) if street.vertical else (r.x0, r.x1)
+    at = np.linspace(start - _KERB_OVERLAP, end + _KERB_OVERLAP, max(2, math.ceil((end - start) / _STEP)) + 1)
+    line = np.stack([np.full_like(at, x), at] if street.vertical else [at, np.full_like(at, y)], axis=1)
+    return Road(bend.move(line), r.width if street.vertical else r.height)
+
+
+def _bent_field(field: Field, bend: Bend, rng: np.random.Generator) -> Field:
+    lower, upper = field.outline.min(0) + 3.5, field.outline.max(0) - 3.5
+    along = 0 if abs(math.cos(field.furrow_heading)) > 0.7 else 1
+    tracks = []
+    if (upper > lower + 6).all():
+        walk = np.linspace(lower[along], upper[along], max(2, math.ceil((upper[along] - lower[along]) / _STEP)))
+        for at in np.arange(lower[1 - along] + rng.uniform(3, 9), upper[1 - along] - 2, 13.0):
+            for wheel in (0.0, 1.9):
+                near, far = np.full_like(walk, at + wheel), np.full_like(walk, at + wheel + 0.5)
+                sides = [np.stack([walk, side] if along == 0 else [side, walk], axis=1) for side in (near, far)]
+                tracks.append(bend.move(np.concatenate([sides[0], sides[1][::-1]])))
+    middle = tuple(field.outline.mean(0))
+    return dataclasses.replace(
+        field,
+        outline=bend.move(densified(field.outline, _STEP)),
+        furrow_heading=field.furrow_heading + bend.turn_at(middle),
+        tracks=tuple(tracks),
+    )
+
+
+def _moved_crate(crate: Crate, bend: Bend) -> Crate:
+    middle = _point(crate.outline.mean(0))
+    frame = bend.rigid_at(Frame(0.0, middle))
+    return dataclasses.replace(crate, outline=frame.place(crate.outline - middle))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -20,6 +21,7 @@ from segearth_r2_jax.inputs.conversation import (
     expand,
     pad_row,
     smallest_bucket,
+    training_lengths,
 )
 from segearth_r2_jax.inputs.tokenizer import seg_token_id
 
@@ -193,3 +195,19 @@ def test_what_does_not_fit_is_refused_by_name(small_tokenizer):
         pad_row(row, row.length, 1, "r7")
     assert smallest_bucket(9, (16, 8, 10), "r7") == 10
     assert smallest_bucket(8, (16, 8, 10), "r7") == 8
+
+
+@pytest.mark.parametrize("template", [TRAIN, "train_phi_v0_vision_tags"])
+def test_lengths_are_those_of_the_expanded_rows(small_tokenizer, template):
+    texts = [("two tanks", ANSWER), ("  the lake \n", "None."), ("Zürich " * 30, "[SEG]"), ("a", "")]
+    expected = [expand(encode_training(small_tokenizer, template, *text), 9).length for text in texts]
+    assert training_lengths(small_tokenizer, template, texts, 9).tolist() == expected
+    assert training_lengths(small_tokenizer, template, [], 9).tolist() == []
+
+
+def test_lengths_where_the_instruction_stands_in_the_prompt(small_tokenizer, monkeypatch):
+    inline = dataclasses.replace(conversation.TEMPLATES["eval_llama2"], separator=" \n")
+    monkeypatch.setattr(conversation, "TEMPLATES", {"inline": inline})
+    texts = [("two tanks", ANSWER), (" the lake ", "None.")]
+    expected = [expand(encode_training(small_tokenizer, "inline", *text), 9).length for text in texts]
+    assert training_lengths(small_tokenizer, "inline", texts, 9).tolist() == expected

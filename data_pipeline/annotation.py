@@ -202,6 +202,11 @@ def text_field(row: Mapping[str, Any], key: str, name: str, *, empty: bool = Tru
     return value
 
 
+def shown(value: Any) -> str:
+    """A value of a data set as a message shows it: short texts and numbers as they are, of anything else its kind."""
+    return f"{value!r:.60}" if isinstance(value, str | int | float | None) else f"of type {type(value).__name__}"
+
+
 def check_text(value: str, key: str, name: str) -> None:
     """UserError if `value` cannot be written as UTF-8."""
     try:

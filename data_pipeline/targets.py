@@ -53,13 +53,19 @@ class Polygons:
 
     With `edges` the vertices are rounded down to whole pixels and the outline belongs to the polygon, as in `cv2.fillPoly` and labelme;
     without, a pixel belongs where its centre lies inside (even-odd rule), so that the area of a polygon is right on average.
+    `size` is (height, width) of the image they were drawn on, where the source tells it.
     """
 
     rings: tuple[Any, ...]
     edges: bool = False
+    size: tuple[int, int] | None = None
 
     def rasterize(self, image: ImageFile, name: str) -> np.ndarray:
         """What lies outside of the image is cut off; a polygon wholly outside is an error, as is one with fewer than three points."""
+        if self.size not in (None, (image.height, image.width)):
+            raise UserError(
+                f"{name} was drawn on {self.size[0]} x {self.size[1]} pixels, its image has {image.height} x {image.width} (height x width)"
+            )
         if not self.rings:
             raise UserError(f"{name} has no polygon")
         mask = np.zeros((image.height, image.width), np.uint8)

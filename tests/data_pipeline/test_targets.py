@@ -102,6 +102,13 @@ def test_damaged_polygons(rings, message):
         Polygons(rings).rasterize(IMAGE, "row 3: mask 0")
 
 
+def test_polygons_that_were_drawn_on_an_image_of_another_size():
+    square = ((1, 1), (4, 1), (4, 3), (1, 3))
+    assert Polygons((square,), size=(5, 7)).rasterize(IMAGE, "r").sum() == 6
+    with pytest.raises(UserError, match=r"^row 3: mask 0 was drawn on 7 x 5 pixels, its image has 5 x 7 \(height x width\)"):
+        Polygons((square,), size=(7, 5)).rasterize(IMAGE, "row 3: mask 0")
+
+
 def test_a_ring_within_a_ring_is_a_hole():
     outer = np.array(((0, 0), (7, 0), (7, 5), (0, 5)), float)
     hole = np.array(((2, 1), (4, 1), (4, 3), (2, 3)), float)

@@ -40,6 +40,11 @@ def decode(rle: Mapping[str, Any], name: str = "mask") -> np.ndarray:
     return np.ascontiguousarray(_paint(lengths).reshape(w, h).T)
 
 
+def area(rle: Mapping[str, Any], name: str = "mask") -> int:
+    """How many pixels the mask of a COCO RLE covers, without its being decoded. Raises UserError as `decode` does."""
+    return int(_checked(rle, name)[1][1::2].sum())
+
+
 def decode_box(rle: Mapping[str, Any], name: str = "mask") -> tuple[int, int, np.ndarray]:
     """The smallest box that holds the foreground of `decode(rle)`, without the rest being decoded: its top, its left, its pixels.
 
@@ -60,6 +65,11 @@ def decode_box(rle: Mapping[str, Any], name: str = "mask") -> tuple[int, int, np
     edges = np.clip(np.concatenate([[0], ends]), left * h, right * h)
     columns = _paint(np.diff(edges)).reshape(right - left, h)
     return top, left, np.ascontiguousarray(columns[:, top:bottom])
+
+
+def area(rle: Mapping[str, Any], name: str = "mask") -> int:
+    """The foreground pixels of `decode(rle)`, without the mask being made. Raises UserError as `decode` does."""
+    return int(_checked(rle, name)[1][1::2].sum())
 
 
 def _checked(rle: Mapping[str, Any], name: str) -> tuple[tuple[int, int], np.ndarray]:

@@ -137,3 +137,12 @@ def test_a_large_mask_takes_no_python_loop():
     seconds = time.perf_counter() - start
     np.testing.assert_array_equal(decoded, mask)
     assert seconds < 5, f"two million runs took {seconds:.1f} s"
+
+
+def test_the_area_needs_no_mask():
+    mask = np.random.default_rng(0).random((37, 53)) < 0.3
+    assert rle.area(rle.encode(mask)) == mask.sum()
+    assert rle.area({"size": [4, 3], "counts": [0, 12]}) == 12
+    assert rle.area({"size": [4, 3], "counts": [12]}) == 0
+    with pytest.raises(UserError, match=r"row 7: the RLE's runs cover 11 pixels"):
+        rle.area({"size": [4, 3], "counts": [11]}, "row 7")

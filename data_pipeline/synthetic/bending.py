@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from data_pipeline.synthetic.plan import Building, Crate, Field, ParkingLot, Plan, Road, Sea, Street
+from data_pipeline.synthetic.plan import Building, Crate, Field, ParkingLot, Plan, Road, Sea, Street, Vehicle
 from data_pipeline.synthetic.shapes import Frame, Point, Rect, densified
 
 _STEP = 6.0  # metres between the corners of a bent edge
@@ -73,21 +75,31 @@ class Bend:
 def bend_plan(plan: Plan, bend: Bend, rng: np.random.Generator) -> None:
     """Moves everything in `plan`; streets become roads, fields get the curved tracks of their machines."""
 
-    def moved(things: list) -> list:
-        return [dataclasses.replace(thing, centre=_point(bend.move(np.array(thing.centre)))) for thing in things]
+    def placed(things: list, reach: float) -> Iterator[tuple[Any, Point, float]]:
+        """Those that may be in the picture, with their new centre and how far they turn; none reaches farther than `reach` metres."""
+        if things:
+            centres = np.array([thing.centre for thing in things])
+            moved, turns = bend.move(centres), np.interp(centres[:, 1], bend.stations, bend.heading)
+            near = np.hypot(moved[:, 0], moved[:, 1]) < plan.extent * math.sqrt(0.5) + reach
+            for number in np.flatnonzero(near).tolist():
+                yield things[number], _point(moved[number]), float(turns[number])
 
-    def turned(things: list) -> list:
-        return [
-            dataclasses.replace(new, heading=old.heading + bend.turn_at(old.centre)) for old, new in zip(things, moved(things), strict=True)
-        ]
+    def moved(things: list, reach: float) -> list:
+        return [dataclasses.replace(thing, centre=centre) for thing, centre, _ in placed(things, reach)]
 
     def outlined(things: list) -> list:
         return [dataclasses.replace(thing, outline=bend.move(densified(thing.outline, _STEP))) for thing in things]
 
     lots = [(lot.rect, bend.frame_at(lot.rect.centre)) for lot in plan.parking_lots]
-    plan.vehicles = [_parked(vehicle, lots) or moving for vehicle, moving in zip(plan.vehicles, turned(plan.vehicles), strict=True)]
+    plan.vehicles = [
+        _parked(vehicle, lots) or dataclasses.replace(vehicle, centre=centre, heading=vehicle.heading + turn)
+        for vehicle, centre, turn in placed(plan.vehicles, 12.0)
+    ]
     plan.parking_lots = [_framed_lot(lot, frame) for lot, (_, frame) in zip(plan.parking_lots, lots, strict=True)]
-    plan.buildings = [_stretched(old, new, bend) for old, new in zip(plan.buildings, turned(plan.buildings), strict=True)]
+    plan.buildings = [
+        _stretched(dataclasses.replace(building, centre=centre, heading=building.heading + turn), bend.stretch_at(building.centre), turn)
+        for building, centre, turn in placed(plan.buildings, 60.0)
+    ]
     plan.patches, plan.beaches = outlined(plan.patches), outlined(plan.beaches)
     plan.fields = [_bent_field(field, bend, rng) for field in plan.fields]
     plan.forests, plan.lakes = outlined(plan.forests), outlined(plan.lakes)
@@ -98,16 +110,17 @@ def bend_plan(plan: Plan, bend: Bend, rng: np.random.Generator) -> None:
     plan.crossings = [dataclasses.replace(crossing, frame=bend.rigid_at(crossing.frame)) for crossing in plan.crossings]
     plan.piers = [dataclasses.replace(pier, frame=bend.rigid_at(pier.frame)) for pier in plan.piers]
     plan.grounds = [dataclasses.replace(ground, frame=bend.rigid_at(ground.frame)) for ground in plan.grounds]
-    plan.ships, plan.trees = turned(plan.ships), moved(plan.trees)
-    plan.tanks, plan.roundabouts = moved(plan.tanks), moved(plan.roundabouts)
+    plan.ships = [dataclasses.replace(ship, centre=centre, heading=ship.heading + turn) for ship, centre, turn in placed(plan.ships, 200.0)]
+    plan.trees, plan.tanks, plan.roundabouts = moved(plan.trees, 12.0), moved(plan.tanks, 60.0), moved(plan.roundabouts, 30.0)
     plan.crates = [_moved_crate(crate, bend) for crate in plan.crates]
+    plan.parasols = [_moved_crate(parasol, bend) for parasol in plan.parasols]
 
 
 def _point(place: np.ndarray) -> Point:
     return float(place[0]), float(place[1])
 
 
-def _parked(vehicle, lots: list[tuple[Rect, Frame]]):
+def _parked(vehicle: Vehicle, lots: list[tuple[Rect, Frame]]) -> Vehicle | None:
     """A vehicle on a parking lot stays in its stall; None for the others."""
     x, y = vehicle.centre
     for rect, frame in lots:
@@ -123,11 +136,12 @@ def _framed_lot(lot: ParkingLot, frame: Frame) -> ParkingLot:
     return ParkingLot(local, lot.aisles_vertical, frame)
 
 
-def _stretched(old: Building, new: Building, bend: Bend) -> Building:
-    stretch = min(_MOST_STRETCH, max(_LEAST_STRETCH, bend.stretch_at(old.centre)))
-    if abs(math.sin(old.heading)) > 0.7:
-        return dataclasses.replace(new, length=old.length * stretch)
-    return dataclasses.replace(new, width=old.width * stretch)
+def _stretched(building: Building, stretch: float, turn: float) -> Building:
+    """`building`, turned by `turn`, is stretched along what was the layout's y."""
+    stretch = min(_MOST_STRETCH, max(_LEAST_STRETCH, stretch))
+    if abs(math.sin(building.heading - turn)) > 0.7:
+        return dataclasses.replace(building, length=building.length * stretch)
+    return dataclasses.replace(building, width=building.width * stretch)
 
 
 def _road(street: Street, bend: Bend) -> Road:

@@ -34,9 +34,9 @@ _FORESTS: dict[str, tuple[Colour, ...]] = {
 }
 _SNOW: Colour = (236, 240, 246)
 # How much of each material a fresh cover of snow hides; roads, water and machines are kept clear.
-_SNOW_SHARES = {"grass": 0.9, "crop": 0.8, "soil": 0.75, "leaf": 0.3, "roof": 0.82, "paved": 0.12}
+_SNOW_SHARES = {"grass": 0.9, "crop": 0.66, "soil": 0.75, "sand": 0.15, "leaf": 0.3, "roof": 0.82, "paved": 0.12}
 # Near infrared of each material, as (share of the visible brightness, what is added): leaves are bright, water is black.
-_INFRARED = {"grass": (0.55, 112), "crop": (0.6, 88), "leaf": (0.7, 108), "water": (0.14, 0), "soil": (1.05, 12)}
+_INFRARED = {"grass": (0.55, 112), "crop": (0.6, 88), "leaf": (0.7, 108), "water": (0.14, 0), "soil": (1.05, 12), "sand": (1.05, 12)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,11 @@ class Conditions:
     def shows_colour_of(self, category: str) -> bool:
         """Whether things of `category` look the colour that they are: not without colour bands, nor roofs, land and courts under snow."""
         return self.bands == "colour" and not (self.snow and category in _COVERED)
+
+    @property
+    def bathing(self) -> bool:
+        """Whether people lie on the beach."""
+        return self.season in ("spring", "summer")
 
     def tint(self, colour: Colour, finish: Finish) -> Colour:
         """The colour that a surface of `colour` and `finish` has in the picture."""

@@ -56,7 +56,7 @@ _DISTRICT = 460.0
 _DISTRICT_THEMES = (("town", 0.4), ("farmland", 0.2), ("lakeland", 0.12), ("sports", 0.16), ("harbour", 0.12))
 _STRAIGHT_SHARE = 0.3
 # Where the layout is squeezed more than this, nothing of fixed proportions is laid.
-_SQUEEZED, _DRAWN_OUT = 0.86, 1.3
+_SQUEEZED = 0.86
 # The land drawn reaches this far beyond the picture's middle, in extents, so that a turned and bent layout covers the picture.
 _REACH, _BENT_REACH = 0.72, 0.92
 
@@ -103,8 +103,8 @@ def _choose_bend(plan: Plan, reach: float, straight: bool, held_out: bool, rng: 
         return Bend.of(reach)
     if held_out:
         plan.arrangement = "crescent"
-        # Lengths along the streets grow from 0.9 at the inner edge of the picture to 1.7 or more at the outer one.
-        curvature = rng.uniform(0.4, 0.52) / seen
+        # Lengths along the streets grow from 0.9 at the inner edge of the picture to 1.6 or more at the outer one.
+        curvature = rng.uniform(0.34, 0.48) / seen
         return Bend.of(reach, curvature, shift=seen - 0.1 / curvature)
     plan.arrangement = "tree"
     if rng.random() < _STRAIGHT_SHARE:
@@ -135,18 +135,17 @@ class _Grounds:
         }
 
     def settle(self, rect: Rect) -> None:
-        """Builds on `rect`: districts first where it is large."""
-        self._split(rect, self.plan.theme)
-
-    def _split(self, rect: Rect, theme: str) -> None:
+        """Builds on `rect`; large land is divided into districts, some with another theme's blocks."""
         if max(rect.width, rect.height) <= _DISTRICT:
-            self._build_district(rect, theme)
+            self._build_district(rect, self.plan.theme)
             return
         parts, street = _cut(rect, self.rng.uniform(0.4, 0.6), 13.0)
         self.plan.streets.append(street)
         for part in parts:
-            other = self.rng.random() < 0.5
-            self._split(part, town.pick(_DISTRICT_THEMES, self.rng) if other else theme)
+            if max(part.width, part.height) <= _DISTRICT and self.rng.random() < 0.4:
+                self._build_district(part, town.pick(_DISTRICT_THEMES, self.rng))
+            else:
+                self.settle(part)
 
     def _build_district(self, rect: Rect, theme: str) -> None:
         uses = (HELD_OUT_USES if self.held_out else BLOCK_USES)[theme]
@@ -214,7 +213,7 @@ class _Grounds:
         stretch = self.bend.stretch_at(inner.centre)
         if min(inner.width, inner.height) < (10 if use != "sports" else 24):
             use = "park"
-        if use in ("sports", "parking") and not _SQUEEZED < stretch < _DRAWN_OUT:
+        if use in ("sports", "parking") and stretch < _SQUEEZED:
             use = "park"
         # The corners of the land are out of the picture however it is turned.
         seen = math.hypot(*middle) - inner.radius * max(1.0, stretch) < plan.extent * math.sqrt(0.5) + 10

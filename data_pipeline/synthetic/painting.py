@@ -12,7 +12,7 @@ import numpy as np
 from data_pipeline.synthetic import aircraft, buildings, damage, ground, grounds, industry, objects, roads, ships, waters
 from data_pipeline.synthetic.canvas import Canvas
 from data_pipeline.synthetic.conditions import Conditions
-from data_pipeline.synthetic.plan import Building, Plan, Vehicle
+from data_pipeline.synthetic.plan import Building, ParkingLot, Plan, Vehicle
 from data_pipeline.synthetic.shapes import Frame
 
 
@@ -84,7 +84,7 @@ def _paint_flat(canvas: Canvas, plan: Plan, things: _Register, rng: np.random.Ge
         ground.draw_streets(canvas, plan.streets, things.add("road"), rng)
 
 
-def _paint_parking_lot(canvas: Canvas, lot, owner: int, rng: np.random.Generator) -> None:
+def _paint_parking_lot(canvas: Canvas, lot: ParkingLot, owner: int, rng: np.random.Generator) -> None:
     with canvas.moved(lot.frame or Frame(0.0, (0.0, 0.0))):
         ground.draw_parking_lot(canvas, lot, owner, rng)
 
@@ -107,7 +107,8 @@ def _paint_standing(canvas: Canvas, plan: Plan, things: _Register, rng: np.rando
     for kind in ("car", "truck", "bus"):
         alike: list[Vehicle] = [vehicle for vehicle in vehicles if vehicle.kind == kind]
         objects.draw_vehicles(canvas, kind, alike, [things.add(kind, colour=vehicle.colour) for vehicle in alike], rng)
-    industry.draw_crates(canvas, [crate for crate in plan.crates if canvas.sees(crate.outline.mean(0), 16.0)])
+    crates = [*plan.crates, *(plan.parasols if things.conditions.bathing else [])]
+    industry.draw_crates(canvas, [crate for crate in crates if canvas.sees(crate.outline.mean(0), 16.0)])
     tanks = _seen(canvas, plan.tanks, 40.0)
     for tank in tanks:
         industry.shade_tank(canvas, tank)

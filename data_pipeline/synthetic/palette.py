@@ -130,7 +130,7 @@ class Finish:
     furrow: float = 0.0  # parallel rows
     furrow_period: float = 4.0  # metres
     furrow_heading: float = 0.0  # radians in the layout's frame
-    # What the seasons and the infrared see: built, grass, crop, leaf, soil, roof, paved or water. No strength: it is not in `row`.
+    # What the seasons and the infrared see: built, grass, crop, leaf, soil, sand, roof, paved or water. No strength: it is not in `row`.
     material: str = "built"
 
     @functools.cached_property
@@ -142,7 +142,7 @@ class Finish:
 STRENGTHS = tuple(field.name for field in dataclasses.fields(Finish) if field.name != "material")
 
 GRASSY = Finish(grain=0.05, mottle=0.13, material="grass")
-SANDY = Finish(grain=0.05, mottle=0.13, material="soil")
+SANDY = Finish(grain=0.05, mottle=0.13, material="sand")
 EARTHY = Finish(grain=0.03, mottle=0.05, material="soil")
 PAVED = Finish(grain=0.03, mottle=0.05, material="paved")
 ROOF = Finish(grain=0.02, mottle=0.03, material="roof")

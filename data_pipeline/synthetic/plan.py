@@ -244,6 +244,7 @@ class Plan:
     grounds: list[SportsGround] = dataclasses.field(default_factory=list)
     tanks: list[StorageTank] = dataclasses.field(default_factory=list)
     crates: list[Crate] = dataclasses.field(default_factory=list)
+    parasols: list[Crate] = dataclasses.field(default_factory=list)
     # How the blocks and streets lie: see districts.py. Whether the scene shows a disaster, so that every building is damaged or intact.
     arrangement: str = "tree"
     struck: bool = False

@@ -87,7 +87,7 @@ def build_harbour(plan: Plan, world: Rect, rng: np.random.Generator, slanted: bo
             y += rng.uniform(44, 60)
             continue
         breadth = rng.uniform(8, 15)
-        plan.piers.append(Pier(frame, (Rect(0.0, -breadth / 2, reach, breadth / 2),), wooden=False))
+        plan.piers.append(Pier(frame, (Rect(-0.5 * breadth * math.tan(abs(lean)), -breadth / 2, reach, breadth / 2),), wooden=False))
         for side in (-1, 1):
             _moor_along(plan, frame, side, breadth / 2, reach, rng)
         if rng.random() < 0.7:
@@ -108,7 +108,7 @@ def _set_parasols(plan: Plan, shore: np.ndarray, width: float, rng: np.random.Ge
         x, y = shore[int(rng.integers(len(shore)))]
         centre = (x - width * rng.uniform(0.25, 0.75), y + rng.uniform(-2, 2))
         colour = ((206, 60, 54), (62, 112, 176), (236, 206, 92), (240, 240, 234))[int(rng.integers(4))]
-        plan.crates.append(Crate(arc(centre, 1.3, corners=8), colour, 2.0))
+        plan.parasols.append(Crate(arc(centre, 1.3, corners=8), colour, 2.0))
 
 
 def _build_marina(plan: Plan, frame: Frame, reach: float, rng: np.random.Generator) -> None:

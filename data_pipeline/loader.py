@@ -15,8 +15,10 @@ At the end of the last epoch, records that do not fill a global batch are left o
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 __all__ = ["ListedRecords", "Loader", "LoaderConfig", "MixedRecords", "ShardedRecords", "open_shards"]
+
+# Arrays from this size on go from a worker process to this one through shared memory, of which each takes a file of its own.
+_SHARED_BYTES = 1 << 16
 
 
 class Loader(Iterator[Batch]):
@@ -187,7 +192,9 @@ class Loader(Iterator[Batch]):
             # Grain's workers read its flags; without absl.app.run nobody has parsed any.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2))
+            dataset = grain.experimental.WithOptionsIterDataset(dataset, grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES))
+            options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
         # Batching comes last: inside the workers, each would fill batches with its own rows only.
         made = dataset.batch(
             config.batch_size // count,
@@ -196,6 +203,18 @@ class Loader(Iterator[Batch]):
         )
         # The next batch is put together while the accelerator works on this one.
         return iter(grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=1))
+
+
+def _end_with_parent(worker_index: int, worker_count: int) -> None:
+    """Grain's workers wait for ever for the next order when the process that gives them was killed."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _processors() -> int:

@@ -10,11 +10,7 @@ for the same seed): the page says how many were looked at.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,7 @@ from tqdm import tqdm
 
 from data_pipeline.annotation import Annotation, Rejection
 from data_pipeline.distributions import Distributions
+from data_pipeline.pages.folder import check_new_folder, whole_folder
 from data_pipeline.pages.markup import write_page
 from data_pipeline.pages.overview import Overview, overview_page
 from data_pipeline.pages.pictures import make_picture
@@ -48,10 +45,10 @@ def inspect_shards(folder: str, split: str, output: Path, *, samples: int = 48, 
     records = ShardedRecords(folder, split)
     if not len(records):
         raise UserError(f"{folder}: the split {split!r} holds no record")
-    numbers = _drawn(len(records), scan, seed)
-    shown = set(_drawn(len(numbers), samples, seed + 1).tolist())
+    numbers = drawn(len(records), scan, seed)
+    shown = set(drawn(len(numbers), samples, seed + 1).tolist())
     distributions, cards = Distributions(), []
-    for place, number in enumerate(_with_progress(numbers.tolist())):
+    for place, number in enumerate(with_progress(numbers.tolist())):
         record = records[number]
         distributions.add(record)
         if place in shown:
@@ -68,12 +65,12 @@ def inspect_source(name: str, folder: Path, split: str, output: Path, *, samples
     if split not in present:
         raise UserError(f"{folder}: has no split {split!r}; it has {', '.join(present)}")
     rows = list(source.read(folder, split))
-    numbers = _drawn(len(rows), scan, seed)
+    numbers = drawn(len(rows), scan, seed)
     distributions, cards, rejected = Distributions(), [], []
     # Which records can be used shows only when they are read: drawn in advance are the samples, replaced if they cannot.
-    wanted = _drawn(len(numbers), samples, seed + 1)
+    wanted = drawn(len(numbers), samples, seed + 1)
     shown, due = set(wanted.tolist()), 0
-    for place, number in enumerate(_with_progress(numbers.tolist())):
+    for place, number in enumerate(with_progress(numbers.tolist())):
         due += place in shown
         row = rows[number]
         record = _loaded(row)
@@ -101,14 +98,15 @@ def _card(record: Record) -> Any:
     return sample_card(record, make_picture(image, masks, _SIDE, _JPEG_BYTES))
 
 
-def _drawn(total: int, count: int, seed: int) -> np.ndarray:
+def drawn(total: int, count: int, seed: int) -> np.ndarray:
     """`count` different numbers below `total` in ascending order, or all of them."""
     if count >= total:
         return np.arange(total)
     return np.sort(np.random.default_rng(seed).choice(total, count, replace=False))
 
 
-def _with_progress(numbers: Sequence[int]) -> Iterator[int]:
+def with_progress(numbers: Sequence[int]) -> Iterator[int]:
+    """The numbers of records one by one, under a bar on a terminal and with a line now and then in a log."""
     terminal = sys.stderr.isatty()
     step = max(1, len(numbers) // 10)
     for done, number in enumerate(tqdm(numbers, unit="record", disable=not terminal), 1):
@@ -121,30 +119,6 @@ def _check(output: Path, samples: int, scan: int) -> None:
     if samples < 0 or scan < 1:
         raise UserError("--samples must be at least 0 and --scan at least 1")
     check_new_folder(output)
-
-
-def check_new_folder(output: Path) -> None:
-    """UserError unless `output` is an empty folder or does not exist."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output}: is a file; expected a new or empty folder")
-    if output.is_dir() and any(output.iterdir()):
-        raise UserError(f"{output}: is not empty; expected a new or empty folder")
-
-
-@contextlib.contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `output` when all is written and disappears otherwise."""
-    output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
-        partial.chmod(0o755)
-        yield partial
-        if output.is_dir():
-            output.rmdir()
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(output: Path, overview: Overview) -> Path:

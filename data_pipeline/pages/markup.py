@@ -74,15 +74,15 @@ def figure(value: object) -> object:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def page(title: str, *body: object, subtitle: str | None = None, script: str | None = None, data: Any = None) -> str:
+def page(title: str, *body: object, subtitle: str | None = None, scripts: Sequence[str] = (), data: Any = None) -> str:
     """A whole page.
 
     Args:
       subtitle: a line under the title.
-      script: the name of a script of this package, `NAME.js`, which is put into the page.
-      data: what the script finds as JSON in the element with the id "data".
+      scripts: names of scripts of this package, `NAME.js`, which are put into the page, one after the other.
+      data: what the scripts find as JSON in the element with the id "data".
     """
-    source = "" if script is None else asset(script)
+    source = "\n".join(asset(script) for script in scripts)
     digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file: data:; script-src 'sha256-{digest}'; "
@@ -98,12 +98,13 @@ def page(title: str, *body: object, subtitle: str | None = None, script: str | N
         element("style", Markup(_colours() + asset("style.css"))),
     )
     heading = element("header", element("h1", title), None if subtitle is None else element("p", subtitle, class_="subtitle"))
-    scripts: list[Markup] = []
-    if data is not None:
-        scripts.append(element("script", Markup(_json(data)), type="application/json", id="data"))
-    if script is not None:
-        scripts.append(element("script", Markup(source)))
-    return "<!doctype html>\n" + element("html", head, element("body", heading, element("main", *body), *scripts), lang="en") + "\n"
+    json_element = None if data is None else element("script", Markup(_json(data)), type="application/json", id="data")
+    script = element("script", Markup(source)) if source else None
+    return (
+        "<!doctype html>\n"
+        + element("html", head, element("body", heading, element("main", *body), json_element, script), lang="en")
+        + "\n"
+    )
 
 
 def asset(name: str) -> str:

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 
 from data_pipeline.annotation import Rejection
 from data_pipeline.distributions import SHARE_EDGES, Distributions, in_order, length_bins
-from data_pipeline.pages.markup import Markup, element, page, section, table, totals
+from data_pipeline.pages.markup import Markup, element, page, section, totals
 from data_pipeline.pages.plots import bar_chart, histogram
+from data_pipeline.pages.rejections import rejections_section
 from data_pipeline.schema import DIMENSIONS
-
-# Reasons that are listed; a file in which everything is wrong would fill any page.
-_LISTED = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +37,10 @@ def overview_page(overview: Overview) -> str:
         overview.title,
         totals(figures),
         element("div", *plots(found), class_="plots") if found.records else None,
-        _rejected(overview.rejected) if overview.rejected else None,
+        rejections_section(overview.rejected) if overview.rejected else None,
         _samples(overview.cards) if overview.cards else None,
         subtitle=f"{overview.origin}; {looked_at} records were looked at",
-        script="inspect.js",
+        scripts=("masks.js", "inspect.js"),
     )
 
 
@@ -99,9 +97,3 @@ def _samples(cards: Sequence[Markup]) -> Markup:
     shown = element("output", f"{len(cards)} of {len(cards)} shown", id="count")
     bar = element("div", *choices, masks, shown, class_="filters", role="toolbar", aria_label="Which samples are shown")
     return element("div", element("h2", "Samples"), bar, element("div", *cards, class_="samples"))
-
-
-def _rejected(rejected: Sequence[Rejection]) -> Markup:
-    rows = [(rejection.name, rejection.reason) for rejection in rejected[:_LISTED]]
-    note = f"The first {_LISTED} of {len(rejected):,}." if len(rejected) > _LISTED else None
-    return section("Records that cannot be used", table(("record", "reason"), rows), note=note)

@@ -1,0 +1,120 @@
+"""Makes a page on which a person accepts or rejects the rows of a data set in the LaSeRS layout.
+
+    python -m data_pipeline.review --input DIR --output PAGE_DIR [--split train] [--samples N] [--seed S]
+
+The page, `index.html` with its pictures in `images/` beside it, is static and sends nothing anywhere. Its button gives `review.json`,
+which belongs into DIR: `build_shards` leaves the rejected rows out and lists them in its report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.annotation import Annotation, Rejection
+from data_pipeline.inspect import PAGE, drawn, with_progress
+from data_pipeline.pages.folder import check_new_folder, whole_folder
+from data_pipeline.pages.markup import write_page
+from data_pipeline.pages.pictures import make_picture
+from data_pipeline.pages.review_page import review_page, review_row
+from data_pipeline.pages.samples import decoded
+from data_pipeline.review_decisions import FILE_NAME, load_decisions
+from data_pipeline.schema import Record
+from data_pipeline.sources import lasers
+from segearth_r2_jax.errors import UserError
+
+_IMAGES = "images"
+# Large enough to judge the edge of a mask, small enough for thousands of rows.
+_SIDE, _JPEG_BYTES = 960, 220_000
+
+
+def write_review(folder: Path, output: Path, *, split: str = "train", samples: int | None = None, seed: int = 0) -> int:
+    """Writes the page of a split of `folder` to the new folder `output`; returns how many rows it shows.
+
+    Args:
+      samples: rows to show, drawn at random but in their order; None for all. A row that stands in several files is shown once.
+      seed: fixes which are drawn.
+    A `review.json` in `folder` is what the page starts with. Raises UserError if a whole file is damaged, no row can be shown, or `output`
+    is not empty; single rows that cannot be used are listed on the page.
+    """
+    check_new_folder(output)
+    if samples is not None and samples < 1:
+        raise UserError("--samples must be at least 1")
+    decisions = load_decisions(folder / FILE_NAME) if (folder / FILE_NAME).is_file() else {}
+    rows = list(_once(lasers.read(folder, split)))
+    shown: list[dict[str, Any]] = []
+    rejected: list[Rejection] = []
+    images: dict[str, str] = {}
+    with whole_folder(output) as partial:
+        (partial / _IMAGES).mkdir()
+        for number in with_progress(drawn(len(rows), samples or len(rows), seed).tolist()):
+            row = rows[number]
+            try:
+                if isinstance(row, Rejection):
+                    raise UserError(str(row))
+                record = row.load()
+                image, masks = decoded(record)
+            except UserError as error:
+                rejected.append(Rejection.from_error(row.name, error))
+                continue
+            shown.append(_write_row(partial, len(shown), record, image, masks, images))
+        if not shown:
+            raise UserError(f"{folder}: no row of the split {split!r} can be used; the first: {rejected[0]}")
+        what = f"{len(shown):,} rows" if samples is None else f"{len(shown):,} of {len(rows):,} rows, drawn at random"
+        page = review_page(f"Review of {folder.absolute().name} · {split}", what, shown, decisions, rejected)
+        write_page(partial / PAGE, page)
+    return len(shown)
+
+
+def _once(rows: Iterator[Annotation | Rejection]) -> Iterator[Annotation | Rejection]:
+    """Rows that differ; in LaSeRS a question stands in the test file of each dimension that it belongs to."""
+    seen = set()
+    for row in rows:
+        key = (row.record_id, row.image_name, row.instruction, row.answer) if isinstance(row, Annotation) else row.name
+        if key not in seen:
+            seen.add(key)
+            yield row
+
+
+def _write_row(
+    folder: Path, number: int, record: Record, image: np.ndarray, masks: Sequence[np.ndarray], images: dict[str, str]
+) -> dict[str, Any]:
+    """Writes the pictures of row `number`, the image only once for all its rows; returns the row as the page takes it."""
+    picture = make_picture(image, masks, _SIDE, _JPEG_BYTES)
+    if record.image_name not in images:
+        images[record.image_name] = f"{_IMAGES}/{len(images):06d}.jpg"
+        (folder / images[record.image_name]).write_bytes(picture.jpeg)
+    layers = [f"{_IMAGES}/{number:06d}-{place}.png" for place in range(len(picture.layers))]
+    for path, layer in zip(layers, picture.layers, strict=True):
+        (folder / path).write_bytes(layer.png)
+    return review_row(record, picture, images[record.image_name], layers)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m data_pipeline.review", description=__doc__.splitlines()[0])
+    parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="a data set in the LaSeRS layout")
+    parser.add_argument("--output", required=True, type=Path, metavar="PAGE_DIR", help="a new folder for the page")
+    parser.add_argument("--split", default="train", choices=lasers.SPLITS, help="which split (default: train)")
+    parser.add_argument("--samples", type=int, metavar="N", help="rows to show, drawn at random (default: all)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed draws other rows (default: 0)")
+    options = parser.parse_args(arguments)
+    try:
+        count = write_review(options.input, options.output, split=options.split, samples=options.samples, seed=options.seed)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    print(f"{options.output / PAGE}: {count} rows; open it in a browser")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

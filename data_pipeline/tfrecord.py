@@ -18,6 +18,7 @@ import google_crc32c
 import numpy as np
 from etils import epath
 
+from data_pipeline.atomic import cannot_write, partial_path
 from data_pipeline.random_access import RandomAccess, file_size
 from segearth_r2_jax.errors import UserError
 
@@ -47,24 +48,28 @@ def index_path(shard: AnyPath) -> AnyPath:
     return shard.with_name(shard.name + ".index")
 
 
+def index_content(offsets: Sequence[int] | np.ndarray) -> bytes:
+    """The bytes of an index file, for the offsets of a shard's records and of its end."""
+    content = np.asarray(offsets, "<u8").tobytes()
+    return content + masked_crc32c(content)
+
+
 def write_shard(path: Path, records: Iterable[bytes]) -> int:
-    """Writes `records` and their index, each under a temporary name first; returns how many they were."""
+    """Writes `records` and their index, each under a temporary name first; returns how many they were.
+
+    Raises UserError naming the shard if it cannot be written; neither file is left then.
+    """
     offsets = [0]
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial_index = index_path(partial)
-    try:
+    partial, partial_index = partial_path(path), partial_path(index_path(path))
+    with cannot_write(path, partial, partial_index):
         with partial.open("wb") as file:
             for record in records:
                 offsets.append(offsets[-1] + file.write(frame(record)))
             file.flush()
             os.fsync(file.fileno())
-        content = np.asarray(offsets, "<u8").tobytes()
-        partial_index.write_bytes(content + masked_crc32c(content))
+        partial_index.write_bytes(index_content(offsets))
         os.replace(partial_index, index_path(path))
         os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-        partial_index.unlink(missing_ok=True)
     return len(offsets) - 1
 
 

@@ -5,15 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from data_pipeline.annotation import accepted
-from data_pipeline.build_shards import build_shards, main
-from data_pipeline.loader import ShardedRecords
+from data_pipeline.build_shards import build_shards, local_processes, main
+from data_pipeline.schema import FEATURES
+from data_pipeline.shard_folder import ShardedRecords
+from data_pipeline.shard_output import claim
 from data_pipeline.sources import lasers
 from data_pipeline.tfrecord import write_shard
 from segearth_r2_jax.errors import UserError
+from segearth_r2_jax.inputs.image_reading import decode_image
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def contents(folder):
@@ -42,16 +52,19 @@ def test_the_manifest_says_what_there_is(lasers_folder, tmp_path):
     assert json.loads((tmp_path / "out/manifest.json").read_text()) == manifest
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "manifest.json",
+        "report.json",
         "train-00000-of-00002.tfrecord",
         "train-00000-of-00002.tfrecord.index",
         "train-00001-of-00002.tfrecord",
         "train-00001-of-00002.tfrecord.index",
     ]
     assert (manifest["source"], manifest["command"]) == ("lasers", "python -m ...")
+    assert (manifest["home"], manifest["licence"]) == (lasers.SOURCE.home, lasers.SOURCE.licence)
+    assert set(manifest["features"]) == set(FEATURES)
     annotations = (lasers_folder / "train/annotations/train_ann.json").read_bytes()
     assert manifest["annotations"] == {"train/annotations/train_ann.json": hashlib.sha256(annotations).hexdigest()}
     train = manifest["splits"]["train"]
-    assert (train["records"], train["masks"], train["images"]) == (11, 15, 10)
+    assert (train["records"], train["rejected"], train["masks"], train["images"]) == (11, 0, 15, 10)
     for shard in train["shards"]:
         content = (tmp_path / "out" / shard["file"]).read_bytes()
         assert (shard["bytes"], shard["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
@@ -73,7 +86,7 @@ def test_a_build_goes_on_where_it_was_interrupted(lasers_folder, tmp_path, monke
         written.append(path.name)
         return write_shard(path, records)
 
-    monkeypatch.setattr("data_pipeline.build_shards.write_shard", interrupted)
+    monkeypatch.setattr("data_pipeline.shard_task.write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_shards("lasers", lasers_folder, tmp_path / "out", split="train", shards=4)
     with pytest.raises(UserError, match=r"holds no manifest\.json"):
@@ -85,7 +98,7 @@ def test_a_build_goes_on_where_it_was_interrupted(lasers_folder, tmp_path, monke
     first = written[0]
     written.clear()
     monkeypatch.setattr(
-        "data_pipeline.build_shards.write_shard", lambda path, records: (written.append(path.name), write_shard(path, records))
+        "data_pipeline.shard_task.write_shard", lambda path, records: (written.append(path.name), write_shard(path, records))
     )
     build_shards("lasers", lasers_folder, tmp_path / "out", split="train", shards=4)
     assert first not in written
@@ -98,27 +111,72 @@ def test_a_build_goes_on_where_it_was_interrupted(lasers_folder, tmp_path, monke
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_wrong_image_is_put_right_and_the_build_goes_on(lasers_copy, tmp_path, capsys):
-    image = lasers_copy / "train/images/area/3.jpg"
-    good = image.read_bytes()
-    image.write_bytes(good[:100])
+def test_an_interrupted_build_opens_only_images_that_changed(lasers_copy, tmp_path, monkeypatch):
     output = tmp_path / "out"
-    assert run(lasers_copy, output, "--split", "train", "--shards", "11") == 2
-    assert not (output / "manifest.json").exists()
+    interrupted_build(lasers_copy, output, monkeypatch)
+    changed = lasers_copy / "train/images/area/3.jpg"
+    changed.write_bytes(changed.read_bytes() + b"more")
+    opened = []
+
+    def decode(data, name):
+        opened.append(name.rpartition("/")[2])
+        return decode_image(data, name)
+
+    monkeypatch.setattr("data_pipeline.validation.decode_image", decode)
+    build_shards("lasers", lasers_copy, output, split="train")
+    assert opened == ["3.jpg"]
+    build_shards("lasers", lasers_copy, tmp_path / "at_once", split="train")
+    assert contents(output) == contents(tmp_path / "at_once")
+
+
+def interrupted_build(folder, output, monkeypatch):
+    """A build that ends after the validation pass."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data_pipeline.shard_task.write_shard", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build_shards("lasers", folder, output, split="train")
+
+
+@pytest.mark.parametrize("damage", ["flip", "empty", "absent"])
+def test_damage_to_what_an_unfinished_build_remembers_costs_only_time(lasers_folder, tmp_path, monkeypatch, damage):
+    output = tmp_path / "out"
+    interrupted_build(lasers_folder, output, monkeypatch)
+    checks = output / "checks.json"
+    content = bytearray(checks.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "absent":
+        checks.unlink()
+    else:
+        checks.write_bytes(content if damage == "flip" else b"")
+    build_shards("lasers", lasers_folder, output, split="train")
+    build_shards("lasers", lasers_folder, tmp_path / "at_once", split="train")
+    assert contents(output) == contents(tmp_path / "at_once")
+
+
+def test_an_image_that_changes_between_the_passes_is_noticed(lasers_copy, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    image = lasers_copy / "train/images/area/3.jpg"
+
+    def change_then_claim(*arguments):
+        claim(*arguments)
+        image.write_bytes(image.read_bytes() + b"more")
+
+    monkeypatch.setattr("data_pipeline.build_shards.claim", change_then_claim)
+    with pytest.raises(UserError, match=r"row 'row3': it, or its image .*3\.jpg, has changed since it was checked; run the command again"):
+        build_shards("lasers", lasers_copy, output, split="train")
     assert not list(output.glob("*.partial"))
-    kept = {path.name: path.stat().st_mtime_ns for path in output.glob("*.tfrecord")}
-    assert len(kept) == 3
-    image.write_bytes(good)
-    assert run(lasers_copy, output, "--split", "train", "--shards", "11") == 0
-    assert {name: (output / name).stat().st_mtime_ns for name in kept} == kept
-    records = ShardedRecords(output)
-    assert records[3].image_bytes == good
-    assert capsys.readouterr().err.count("error: ") == 1
+    monkeypatch.undo()
+    build_shards("lasers", lasers_copy, output, split="train")
+    assert ShardedRecords(output)[3].image_bytes.endswith(b"more")
 
 
 def test_changed_input_is_never_mixed_with_old_shards(lasers_copy, tmp_path, monkeypatch):
     output = tmp_path / "out"
-    monkeypatch.setattr("data_pipeline.build_shards._run", lambda tasks, workers: 1 / 0)
+    monkeypatch.setattr("data_pipeline.build_shards._write_shards", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build_shards("lasers", lasers_copy, output, split="train", shards=2)
     monkeypatch.undo()
@@ -176,7 +234,7 @@ def test_wrong_use_is_one_line_and_status_2(lasers_folder, tmp_path, capsys, opt
 def test_a_wrong_row_is_one_line_and_status_2(lasers_copy, tmp_path, capsys):
     path = lasers_copy / "train/annotations/train_ann.json"
     path.write_text(path.read_text().replace("area/2.png", "../2.png"))
-    assert run(lasers_copy, tmp_path / "out") == 2
+    assert run(lasers_copy, tmp_path / "out", "--strict") == 2
     error = capsys.readouterr().err
     assert "train_ann.json: row 'row2': image_name '../2.png' leaves the folder" in error
     assert error.count("\n") == 1
@@ -186,3 +244,53 @@ def test_a_wrong_row_is_one_line_and_status_2(lasers_copy, tmp_path, capsys):
 def test_a_folder_without_the_layout_is_named(tmp_path, capsys):
     assert run(tmp_path, tmp_path / "out") == 2
     assert "holds neither train/annotations nor test/annotations" in capsys.readouterr().err
+
+
+# Kills its process in the middle of the fourth shard.
+KILLED = """
+import os, pathlib, signal, sys
+from data_pipeline import build_shards, shard_task
+write_shard = shard_task.write_shard
+
+def write(path, records):
+    if "00003" not in path.name:
+        return write_shard(path, records)
+
+    def killed():
+        yield from records
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return write_shard(path, killed())
+
+shard_task.write_shard = write
+build_shards.build_shards("lasers", pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), split="train", shards=11)
+"""
+
+
+def test_a_killed_process_leaves_what_the_next_one_finishes(lasers_folder, tmp_path):
+    output = tmp_path / "out"
+    killed = subprocess.run([sys.executable, "-c", KILLED, lasers_folder, output], cwd=REPOSITORY, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    left = {path.name for path in output.iterdir()}
+    assert len([name for name in left if name.endswith(".partial")]) == 1
+    assert len([name for name in left if name.endswith(".tfrecord")]) == 3
+    assert "manifest.json" not in left
+    build_shards("lasers", lasers_folder, output, split="train", shards=11)
+    build_shards("lasers", lasers_folder, tmp_path / "at_once", split="train", shards=11)
+    assert contents(output) == contents(tmp_path / "at_once")
+
+
+def test_a_full_disk_is_one_line_and_no_half_shard(lasers_folder, tmp_path):
+    # A limit on the size of files stands in for the full disk: the system refuses a write in the middle of a shard.
+    options = ["--source", "lasers", "--input", lasers_folder, "--output", tmp_path / "out", "--split", "train", "--shards", "1"]
+    command = shlex.join(map(str, [sys.executable, "-m", "data_pipeline.build_shards", *options]))
+    full = subprocess.run(["bash", "-c", f"ulimit -f 16; exec {command}"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert full.returncode == 2
+    assert full.stderr.splitlines() == [f"error: {tmp_path}/out/train-00000-of-00001.tfrecord: cannot be written (File too large)"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["checks.json", "plan.json"]
+    build_shards("lasers", lasers_folder, tmp_path / "out", split="train", shards=1)
+
+
+def test_a_killed_worker_is_one_line():
+    with local_processes(2) as mapper, pytest.raises(UserError, match="a worker process was killed"):
+        list(mapper(os._exit, [1]))

@@ -1,0 +1,51 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from segearth_r2_jax.errors import UserError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes `content` under a temporary name and renames it to `path`; UserError naming `path` if that cannot be done."""
+    partial = partial_path(path)
+    with cannot_write(path, partial):
+        partial.write_bytes(content)
+        os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON that people can read, in UTF-8, as `write_bytes` does."""
+    write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and those above it; UserError naming it if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made a folder ({error.strerror})") from None
+
+
+def partial_path(path: Path) -> Path:
+    """The temporary name: beside `path`, and of this process alone."""
+    return path.with_name(f"{path.name}.{os.getpid()}.partial")
+
+
+@contextlib.contextmanager
+def cannot_write(path: Path, *partials: Path) -> Iterator[None]:
+    """Turns an OSError (a full disk, a folder that may not be written) into a UserError, and leaves none of the `partials`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        for partial in partials:
+            with contextlib.suppress(OSError):
+                partial.unlink()

@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from data_pipeline.loader import Loader, LoaderConfig, ShardedRecords
+from data_pipeline.loader import Loader, LoaderConfig, open_shards
 from segearth_r2_jax.checkpoints.json_files import write_json
 from segearth_r2_jax.checkpoints.manager import TrainingCheckpoints, has_base, load_parameters, save_base, write_config
 from segearth_r2_jax.errors import UserError
@@ -48,7 +48,7 @@ def train(config: RunConfig, workdir: Path) -> None:
     _check(config, len(tokenizer))
     mesh = make_mesh(config.mesh)
     loader = Loader(
-        ShardedRecords(config.data.shards),
+        open_shards(config.data.shards),
         tokenizer,
         loader_config(config),
         process_index=jax.process_index(),
@@ -103,6 +103,7 @@ def loader_config(config: RunConfig) -> LoaderConfig:
         template=config.data.template,
         seed=config.seed,
         workers=config.data.workers,
+        on_corrupt=config.data.on_corrupt,
     )
 
 

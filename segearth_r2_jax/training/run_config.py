@@ -19,9 +19,12 @@ from segearth_r2_jax.training.step import StepConfig
 class DataConfig:
     """What the loader yields; sizes of images and tokens follow from the model.
 
-    shards: folder made by `python -m data_pipeline.build_shards`. batch_size: images per step over all devices. token_buckets: lengths
-    to which token rows are padded; each is compiled once. max_masks: mask slots per image. mask_canvas: side of the square that holds a
-    target; larger images have their targets shrunk to it. workers: loader processes per host (0: threads only).
+    shards: a folder made by `python -m data_pipeline.build_shards`, or several with the share of the rows that each gives:
+    "DIR=0.7,OTHER=0.3" (without shares, "DIR,OTHER", every record comes equally often); folders may be in cloud storage (gs://).
+    batch_size: images per step over all devices. token_buckets: lengths to which token rows are padded; each is compiled once, and all
+    rows of a batch are of one. max_masks: mask slots per image. mask_canvas: side of the square that holds a target; larger images have
+    their targets shrunk to it. workers: loader processes per host (0: threads only). on_corrupt: a damaged record is an "error", or
+    "skip" leaves its row empty and says so.
     """
 
     shards: str
@@ -31,6 +34,7 @@ class DataConfig:
     mask_canvas: int = 1024
     template: str = "train_phi_v0"
     workers: int = 0
+    on_corrupt: str = "error"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,12 +16,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "tests" / "data_pipeline"))
-
 from shards_example import make_record, write_shards
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 TOKENIZER = REPOSITORY / "segearth_r2_jax" / "inputs" / "tiny_tokenizer.json"
 BATCH = 8
 

@@ -134,11 +134,14 @@ class Instruction:
 
 
 def make_instructions(
-    facts: Facts, count: int, shares: Shares, rng: np.random.Generator, first_cell: Cell | None = None
+    facts: Facts, count: int, shares: Shares, rng: np.random.Generator, first_cell: Cell | None = None, distinct: bool = False
 ) -> list[Instruction]:
-    """Up to `count` different instructions; the first is of `first_cell` where the picture allows it."""
+    """Up to `count` different instructions; the first is of `first_cell` where the picture allows it.
+
+    Where `distinct`, they also differ in the cell or in the answer, so that a picture with little to ask for gives fewer of them.
+    """
     references = all_references(facts)
-    made: dict[str, Instruction] = {}
+    made: dict[str | tuple[Cell, str], Instruction] = {}
     for attempt in range(3 * count):
         if len(made) == count:
             break
@@ -148,7 +151,7 @@ def make_instructions(
             wish = first_cell if first_cell is not None and attempt == 0 else _draw_cell(shares, rng)
             instruction = _fulfil(facts, references, wish, shares, rng)
         if instruction is not None:
-            made.setdefault(instruction.description, instruction)
+            made.setdefault((instruction.cell, instruction.answer) if distinct else instruction.description, instruction)
     return list(made.values())
 
 

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.annotation import Annotation, Rejection, attempt, check_text, file_inside, read_lines
+from data_pipeline.annotation import Annotation, Rejection, attempt, file_inside, read_lines
 from data_pipeline.schema import Tags
 from data_pipeline.sources.answers import masks_answer
 from data_pipeline.targets import MaskImage
@@ -55,9 +55,7 @@ class PhraseLists:
             raise UserError(f"{name}: is not UTF-8 text") from None
         if not phrase:
             raise UserError(f"{name}: expected an image's name, a space and a phrase, it is {image!r:.60}")
-        check_text(image, "the image's name", name)
-        stem = image.removesuffix(".png").removesuffix(".tif")
-        name = f"{file}: row {stem!r}"
+        stem = image.removesuffix(".png")
         file_name = image + self.suffix
         image_path = file_inside(folder / self.images, file_name, name)
         mask_path = file_inside(folder / self.masks, file_name, name, "image_name", "mask")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from data_pipeline.sources import lasers
+from data_pipeline.sources import earth_reason, folder, geopixeld, lasers, lrs_gro, ref_segrs, risbench, rrsis_d
 from data_pipeline.sources.source import Source
 from segearth_r2_jax.errors import UserError
 
-SOURCES: dict[str, Source] = {module.SOURCE.name: module.SOURCE for module in (lasers,)}
+_MODULES = (lasers, earth_reason, rrsis_d, ref_segrs, risbench, lrs_gro, geopixeld, folder)
+SOURCES: dict[str, Source] = {module.SOURCE.name: module.SOURCE for module in _MODULES}
 
 
 def get_source(name: str) -> Source:

@@ -83,9 +83,7 @@ def _check(folder: Path, reference: Mapping[str, Any], index: int, by_id: dict[s
         if found is None:
             raise UserError(f"{name}: {INSTANCES} holds no {key} {reference[key]}")
     if "image_id" in annotation and annotation["image_id"] != reference["image_id"]:
-        raise UserError(
-            f"{name}: its ann_id {reference['ann_id']} lies on image {annotation['image_id']!r:.40}, not {reference['image_id']}"
-        )
+        raise UserError(f"{name}: its ann_id lies on image {shown(annotation['image_id'])}, its image_id is {reference['image_id']}")
     category_id = reference.get("category_id")
     category = by_id["categories"].get(category_id) if isinstance(category_id, int) else None
     image_name = text_field(image, "file_name", name, empty=False)

@@ -1,6 +1,7 @@
 """Draws a set of scenes in the layout of LaSeRS: `python -m data_pipeline.synthesize --output DIR --train N --test N --size PX --seed S`.
 
-Writes `train/images`, `train/annotations/train_data.json`, `test/images` and the nine files of `test/annotations`.
+Writes `train/images`, `train/annotations/train_data.json`, `test/images` and the nine files of `test/annotations`; in the full world also
+`test/annotations/test_empty.json`, which asks for what the pictures do not show.
 """
 
 from __future__ import annotations
@@ -25,18 +26,32 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_pipeline.grammar.facts import Facts
-from data_pipeline.grammar.records import CELLS, TEST_FILES, TEST_SHARES, TRAIN_SHARES, Cell, make_instructions
-from data_pipeline.synthetic.scene import draw_scene
+from data_pipeline.grammar.records import (
+    CELLS,
+    EMPTY_FILE,
+    TEST_FILES,
+    TEST_SHARES,
+    TRAIN_SHARES,
+    Instruction,
+    make_empty_instruction,
+    make_instructions,
+)
+from data_pipeline.synthetic.scene import WORLDS, draw_scene
 from segearth_r2_jax.errors import UserError
 
 # A change of the drawing or of the words that changes the sets gets a new number.
 WORLD_VERSION = 1
 SUMMARY = "synthetic.json"
 SPLITS = ("train", "test")
-MIN_SIZE, MAX_SIZE = 64, 4096
-MAX_EXTENT = 2000  # metres from edge to edge
+FORMATS = ("png", "jpg")
+MIN_SIZE, MAX_SIZE = 64, 8192
+MAX_EXTENT = 4096  # metres from edge to edge
 # Level 2 of zlib: four times faster than the default and no larger on these pictures.
 _PNG_LEVEL = 2
+# What drawing takes at its peak for each pixel of a picture, and in any case: decides how many processes fit into the memory.
+_BYTES_PER_PIXEL, _BYTES_PER_PROCESS = 75, 120e6
+# The test files that hold a record, and the record.
+_Row = tuple[tuple[str, ...], dict[str, Any]]
 # Where no terminal shows a bar, a line is printed this often.
 _LOG_SECONDS = 20
 
@@ -51,6 +66,9 @@ class WorldSettings:
     seed: int
     records: int = 4
     metres_per_pixel: float | None = None
+    world: str = "full"
+    format: str = "png"
+    jpeg_quality: int = 92
 
     def __post_init__(self):
         if not MIN_SIZE <= self.size <= MAX_SIZE:
@@ -67,6 +85,16 @@ class WorldSettings:
         if self.metres_per_pixel is not None and self.size * self.metres_per_pixel > MAX_EXTENT:
             largest = MAX_EXTENT / self.size
             raise UserError(f"--metres-per-pixel {self.metres_per_pixel}: expected {largest:.3g} or less at --size {self.size}")
+        for name, known in (("world", WORLDS), ("format", FORMATS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"--{name} {getattr(self, name)}: expected one of {', '.join(known)}")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise UserError(f"--jpeg-quality {self.jpeg_quality}: expected 1 to 100")
+
+    @property
+    def test_files(self) -> tuple[str, ...]:
+        """The annotation files of the test split, without their ending."""
+        return TEST_FILES if self.world == "simple" else (*TEST_FILES, EMPTY_FILE)
 
 
 def synthesize(settings: WorldSettings, output: str | os.PathLike[str], workers: int | None = None, progress: bool = True) -> bool:
@@ -119,11 +147,23 @@ def _worker_count(settings: WorldSettings, workers: int | None) -> int:
     scenes = (settings.train + settings.test) * (settings.size / 256) ** 2
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Below about four seconds of drawing, starting processes costs more than it saves.
-    return processors if scenes > 160 and processors > 1 else 0
+    if scenes <= 160:
+        return 0
+    workers = min(processors, settings.train + settings.test, _fitting_processes(settings.size))
+    return workers if workers > 1 else 0
+
+
+def _fitting_processes(size: int) -> int:
+    """How many processes that draw pictures of `size` pixels the machine's memory holds; at least one."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 if size > 2048 else 64
+    return max(1, int(0.8 * memory / (_BYTES_PER_PROCESS + _BYTES_PER_PIXEL * size**2)))
 
 
 def _write_scenes(settings: WorldSettings, folder: Path, workers: int, progress: bool) -> None:
-    files: dict[str, list[dict[str, Any]]] = {"train_data": [], **{name: [] for name in TEST_FILES}}
+    files: dict[str, list[dict[str, Any]]] = {"train_data": [], **{name: [] for name in settings.test_files}}
     counts: dict[str, int] = {}
     jobs = [(settings, str(folder), split, index) for split in SPLITS for index in range(getattr(settings, split))]
     terminal = sys.stderr.isatty()
@@ -131,10 +171,10 @@ def _write_scenes(settings: WorldSettings, folder: Path, workers: int, progress:
     bar = tqdm(total=len(jobs), desc="drawing", unit=" scenes", disable=not (progress and terminal))
     with bar, _mapped(workers, jobs) as results:
         for done, ((_, _, split, _), made) in enumerate(zip(jobs, results, strict=True), 1):
-            for cell, record in made:
-                for name in ("train_data",) if split == "train" else cell.files:
+            for tests, record in made:
+                for name in ("train_data",) if split == "train" else tests:
                     files[name].append(record)
-                for name in cell.files:
+                for name in tests:
                     key = f"{split} {name.removeprefix('test_')}"
                     counts[key] = counts.get(key, 0) + 1
             bar.update()
@@ -149,7 +189,7 @@ def _write_scenes(settings: WorldSettings, folder: Path, workers: int, progress:
 
 
 @contextlib.contextmanager
-def _mapped(workers: int, jobs: list[tuple]) -> Iterator[Iterator[list[tuple[Cell, dict[str, Any]]]]]:
+def _mapped(workers: int, jobs: list[tuple]) -> Iterator[Iterator[list[_Row]]]:
     """The results of all jobs in their order."""
     if workers == 0:
         yield map(_write_scene, jobs)
@@ -164,20 +204,26 @@ def _mapped(workers: int, jobs: list[tuple]) -> Iterator[Iterator[list[tuple[Cel
             raise
 
 
-def _write_scene(job: tuple[WorldSettings, str, str, int]) -> list[tuple[Cell, dict[str, Any]]]:
-    """Draws one scene, writes its image and returns its records with their cells."""
+def _write_scene(job: tuple[WorldSettings, str, str, int]) -> list[_Row]:
+    """Draws one scene, writes its image and returns its records with the test files that they are for."""
     settings, folder, split, index = job
     # The test scenes do not depend on how many training scenes there are.
     key = (settings.seed, SPLITS.index(split), index)
-    scene = draw_scene(key, settings.size, settings.metres_per_pixel)
+    held_out = split == "test"
+    scene = draw_scene(key, settings.size, settings.metres_per_pixel, world=settings.world, held_out=split == "test")
     first_cell = CELLS[index % len(CELLS)] if split == "test" else None
     shares = TEST_SHARES if split == "test" else TRAIN_SHARES
     # The scene's own generators are spawned from the same key; the longer key is independent of them.
     rng = np.random.default_rng((*key, 1))
-    instructions = make_instructions(Facts(scene), settings.records, shares, rng, first_cell)
+    facts = Facts(scene)
+    instructions: list[Instruction] = make_instructions(facts, settings.records, shares, rng, first_cell)
+    if split == "test" and settings.world == "full" and (empty := make_empty_instruction(facts, shares, rng)):
+        instructions.append(empty)
     name = f"{split}_{index:06d}"
-    Image.fromarray(scene.image).save(Path(folder, split, "images", f"{name}.png"), compress_level=_PNG_LEVEL)
-    return [(made.cell, made.record(f"{name}_{number}", f"{name}.png")) for number, made in enumerate(instructions)]
+    file = f"{name}.{settings.format}"
+    options = {"quality": settings.jpeg_quality} if settings.format == "jpg" else {"compress_level": _PNG_LEVEL}
+    Image.fromarray(scene.image).save(Path(folder, split, "images", file), **options)
+    return [(made.files, made.record(f"{name}_{number}", file)) for number, made in enumerate(instructions)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -189,6 +235,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another world (default 0)")
     parser.add_argument("--records", type=int, default=4, metavar="N", help="instructions per scene (default 4)")
     parser.add_argument("--metres-per-pixel", type=float, metavar="M", help="ground sampling distance (default: by the size)")
+    parser.add_argument("--world", default="full", metavar="WORLD", help=f"{' or '.join(WORLDS)} (default full)")
+    parser.add_argument("--format", default="png", metavar="FORMAT", help=f"of the pictures: {' or '.join(FORMATS)} (default png)")
+    parser.add_argument("--jpeg-quality", type=int, default=92, metavar="Q", help="1 to 100, of --format jpg (default 92)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per processor for larger sets)")
 
 

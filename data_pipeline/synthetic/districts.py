@@ -19,8 +19,8 @@ from data_pipeline.synthetic.plan import Crossing, Plan, River, Roundabout, Stre
 from data_pipeline.synthetic.shapes import Frame, Point, Rect, distance_to_line, winding_line
 
 THEMES = (
-    *(("airport", 0.18), ("town", 0.14), ("farmland", 0.11), ("lakeland", 0.09)),
-    *(("coast", 0.13), ("harbour", 0.13), ("sports", 0.12), ("disaster", 0.1)),
+    *(("airport", 0.27), ("town", 0.12), ("farmland", 0.09), ("lakeland", 0.08)),
+    *(("coast", 0.11), ("harbour", 0.13), ("sports", 0.11), ("disaster", 0.09)),
 )
 Mixture = tuple[tuple[str, float], ...]
 # What the blocks of a theme are used for: (use, weight).

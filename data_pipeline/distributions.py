@@ -94,6 +94,24 @@ class Distributions:
             self._images.add(image_name)
             self.image_sizes[image_size] += 1
 
+    def to_dict(self) -> dict[str, Any]:
+        """The counts as JSON values, each in the order in which it is shown: what a report holds and a page draws."""
+        return {
+            "images": self.images,
+            "masks": self.targets,
+            "empty_masks": self.empty_masks,
+            "tags": {name: dict(in_order(counter, DIMENSIONS[name])) for name, counter in self.dimensions.items()},
+            "categories": dict(in_order(self.categories)),
+            "masks_per_record": {
+                "withheld" if count is None else str(count): self.masks[count]
+                for count in sorted(self.masks, key=lambda count: (count is None, count or 0))
+            },
+            "target_pixels": {"edges": list(PIXEL_EDGES), "counts": self.pixels},
+            "target_share": {"edges": list(SHARE_EDGES), "counts": self.shares},
+            "instruction_words": {str(words): self.words[words] for words in sorted(self.words)},
+            "image_sizes": {f"{width}x{height}": count for (width, height), count in in_order(self.image_sizes)},
+        }
+
     @property
     def records(self) -> int:
         return self.masks.total()

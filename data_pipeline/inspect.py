@@ -11,77 +11,80 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data_pipeline.annotation import Annotation, Rejection
 from data_pipeline.distributions import Distributions
 from data_pipeline.pages.folder import check_new_folder, whole_folder
-from data_pipeline.pages.markup import write_page
+from data_pipeline.pages.markup import Markup, write_page
 from data_pipeline.pages.overview import Overview, overview_page
 from data_pipeline.pages.pictures import make_picture
 from data_pipeline.pages.samples import decoded, sample_card
+from data_pipeline.progress import Progress
 from data_pipeline.schema import Record
 from data_pipeline.shard_folder import ShardedRecords
 from data_pipeline.sources.registry import SOURCES, get_source
+from data_pipeline.validation import read_rows
 from segearth_r2_jax.errors import UserError
 
 PAGE = "index.html"
 # With these, 200 samples stay under 15 MB.
 _SIDE, _JPEG_BYTES = 440, 40_000
-_SCAN = 5000
+SCAN = 5000
 
 
-def inspect_shards(folder: str, split: str, output: Path, *, samples: int = 48, seed: int = 0, scan: int = _SCAN) -> Path:
+def inspect_shards(folder: str, split: str, output: Path, *, samples: int = 48, seed: int = 0, scan: int = SCAN) -> Path:
     """Writes the page of one split of a folder of shards to the new folder `output`; returns the page's path.
 
+    Args:
+      samples: how many records are shown; scan: how many are counted, at most. Both are drawn at random by `seed`.
     Raises UserError if the shards are damaged or `output` is not empty.
     """
     _check(output, samples, scan)
     records = ShardedRecords(folder, split)
     if not len(records):
         raise UserError(f"{folder}: the split {split!r} holds no record")
-    numbers = drawn(len(records), scan, seed)
-    shown = set(drawn(len(numbers), samples, seed + 1).tolist())
-    distributions, cards = Distributions(), []
-    for place, number in enumerate(with_progress(numbers.tolist())):
-        record = records[number]
-        distributions.add(record)
-        if place in shown:
-            cards.append(_card(record))
-    overview = Overview(f"{Path(folder).name} · {split}", f"shards in {folder}", len(records), distributions, cards)
-    return _write(output, overview)
+    looked_at = _look(records.__getitem__, len(records), samples, seed, scan)
+    title = f"{Path(folder).absolute().name} · {split}"
+    return _write(output, Overview(title, f"Shards in {folder}", len(records), *looked_at))
 
 
-def inspect_source(name: str, folder: Path, split: str, output: Path, *, samples: int = 48, seed: int = 0, scan: int = _SCAN) -> Path:
-    """The same for a data set in its published layout; records that cannot be used are counted and listed on the page with the reason."""
+def inspect_source(name: str, folder: Path, split: str, output: Path, *, samples: int = 48, seed: int = 0, scan: int = SCAN) -> Path:
+    """The same for a data set in its published layout; the page lists the records that a build would leave out, with the reasons."""
     _check(output, samples, scan)
     source = get_source(name)
     present = source.present(folder)
     if split not in present:
         raise UserError(f"{folder}: has no split {split!r}; it has {', '.join(present)}")
-    rows = list(source.read(folder, split))
-    numbers = drawn(len(rows), scan, seed)
+    rows = list(read_rows(source, folder, split))
+    looked_at = _look(lambda number: _loaded(rows[number]), len(rows), samples, seed, scan)
+    return _write(output, Overview(f"{source.title} · {split}", f"{name} in {folder}", len(rows), *looked_at))
+
+
+def _look(
+    load: Callable[[int], Record | Rejection], total: int, samples: int, seed: int, scan: int
+) -> tuple[Distributions, list[Markup], list[Rejection]]:
+    """Distributions, cards of samples and rejections of `scan` of `total` records."""
+    numbers = drawn(total, scan, seed)
+    # A sample that cannot be used is replaced by the next record that can.
+    chosen, due = set(drawn(len(numbers), samples, seed + 1).tolist()), 0
     distributions, cards, rejected = Distributions(), [], []
-    # Which records can be used shows only when they are read: drawn in advance are the samples, replaced if they cannot.
-    wanted = drawn(len(numbers), samples, seed + 1)
-    shown, due = set(wanted.tolist()), 0
-    for place, number in enumerate(with_progress(numbers.tolist())):
-        due += place in shown
-        row = rows[number]
-        record = _loaded(row)
-        if isinstance(record, Rejection):
-            rejected.append(record)
-            continue
-        distributions.add(record)
-        if due > len(cards):
-            cards.append(_card(record))
-    overview = Overview(f"{source.title} · {split}", f"{name} in {folder}", len(rows), distributions, cards, rejected)
-    return _write(output, overview)
+    with Progress("looked at", len(numbers)) as progress:
+        for place, number in enumerate(numbers.tolist()):
+            due += place in chosen
+            record = load(number)
+            if isinstance(record, Rejection):
+                rejected.append(record)
+            else:
+                distributions.add(record)
+                if due > len(cards):
+                    image, masks = decoded(record)
+                    cards.append(sample_card(record, make_picture(image, masks, _SIDE, _JPEG_BYTES)))
+            progress.add(1)
+    return distributions, cards, rejected
 
 
 def _loaded(row: Annotation | Rejection) -> Record | Rejection:
@@ -93,26 +96,11 @@ def _loaded(row: Annotation | Rejection) -> Record | Rejection:
         return Rejection.from_error(row.name, error)
 
 
-def _card(record: Record) -> Any:
-    image, masks = decoded(record)
-    return sample_card(record, make_picture(image, masks, _SIDE, _JPEG_BYTES))
-
-
 def drawn(total: int, count: int, seed: int) -> np.ndarray:
-    """`count` different numbers below `total` in ascending order, or all of them."""
+    """`count` different numbers below `total` in ascending order, or all of them: int [count]."""
     if count >= total:
         return np.arange(total)
     return np.sort(np.random.default_rng(seed).choice(total, count, replace=False))
-
-
-def with_progress(numbers: Sequence[int]) -> Iterator[int]:
-    """The numbers of records one by one, under a bar on a terminal and with a line now and then in a log."""
-    terminal = sys.stderr.isatty()
-    step = max(1, len(numbers) // 10)
-    for done, number in enumerate(tqdm(numbers, unit="record", disable=not terminal), 1):
-        yield number
-        if not terminal and done % step == 0 and len(numbers) >= 1000:
-            print(f"{done} of {len(numbers)} records", file=sys.stderr)
 
 
 def _check(output: Path, samples: int, scan: int) -> None:
@@ -138,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="train", metavar="NAME", help="which split (default: train)")
     parser.add_argument("--samples", type=int, default=48, metavar="N", help="records that are shown (default: 48)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed shows other records (default: 0)")
-    parser.add_argument("--scan", type=int, default=_SCAN, metavar="N", help=f"records that are counted, at most (default: {_SCAN})")
+    parser.add_argument("--scan", type=int, default=SCAN, metavar="N", help=f"records that are counted, at most (default: {SCAN})")
     options = parser.parse_args(arguments)
     if (options.source is None) != (options.input is None):
         parser.error("--source and --input belong together")

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.atomic import make_folder, write_json
-from data_pipeline.distributions import PIXEL_EDGES, SHARE_EDGES, Distributions, in_order
-from data_pipeline.schema import DIMENSIONS
+from data_pipeline.distributions import Distributions
+from data_pipeline.pages.report_page import write_report_page
 from data_pipeline.sources.source import Source
 from data_pipeline.validation import CheckedRow, Validated
 
-REPORT = "report.json"
+REPORT, REPORT_PAGE = "report.json", "report.html"
 _FORMAT = "segearth-r2-validation-report"
 _VERSION = 1
 
@@ -51,24 +51,7 @@ def _describe(rows: Sequence[CheckedRow]) -> dict[str, Any]:
         found.count(
             row.annotation.tags, row.annotation.instruction, row.check.areas, (row.check.width, row.check.height), row.check.image_sha256
         )
-    return {
-        "images": found.images,
-        "masks": found.targets,
-        "empty_masks": found.empty_masks,
-        "tags": {name: dict(in_order(counter, DIMENSIONS[name])) for name, counter in found.dimensions.items()},
-        "categories": dict(in_order(found.categories)),
-        "masks_per_record": {
-            "withheld" if count is None else str(count): found.masks[count] for count in sorted(found.masks, key=_withheld_last)
-        },
-        "target_pixels": {"edges": list(PIXEL_EDGES), "counts": found.pixels},
-        "target_share": {"edges": list(SHARE_EDGES), "counts": found.shares},
-        "instruction_words": {str(words): found.words[words] for words in sorted(found.words)},
-        "image_sizes": {f"{width}x{height}": count for (width, height), count in in_order(found.image_sizes)},
-    }
-
-
-def _withheld_last(count: int | None) -> tuple[bool, int]:
-    return count is None, count or 0
+    return found.to_dict()
 
 
 def _relative(text: str, folder: Path) -> str:
@@ -81,3 +64,4 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
     path = folder / REPORT
     make_folder(folder)
     write_json(path, report)
+    write_report_page(report, folder / REPORT_PAGE)

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.annotation import Annotation, Rejection
-from data_pipeline.inspect import PAGE, drawn, with_progress
+from data_pipeline.inspect import PAGE, drawn
 from data_pipeline.pages.folder import check_new_folder, whole_folder
 from data_pipeline.pages.markup import write_page
 from data_pipeline.pages.pictures import make_picture
 from data_pipeline.pages.review_page import review_page, review_row
 from data_pipeline.pages.samples import decoded
+from data_pipeline.progress import Progress
 from data_pipeline.review_decisions import FILE_NAME, load_decisions
 from data_pipeline.schema import Record
 from data_pipeline.sources import lasers
@@ -52,17 +53,19 @@ def write_review(folder: Path, output: Path, *, split: str = "train", samples: i
     images: dict[str, str] = {}
     with whole_folder(output) as partial:
         (partial / _IMAGES).mkdir()
-        for number in with_progress(drawn(len(rows), samples or len(rows), seed).tolist()):
-            row = rows[number]
-            try:
-                if isinstance(row, Rejection):
-                    raise UserError(str(row))
-                record = row.load()
-                image, masks = decoded(record)
-            except UserError as error:
-                rejected.append(Rejection.from_error(row.name, error))
-                continue
-            shown.append(_write_row(partial, len(shown), record, image, masks, images))
+        numbers = drawn(len(rows), samples or len(rows), seed)
+        with Progress("drawn", len(numbers), "rows") as progress:
+            for row in (rows[number] for number in numbers.tolist()):
+                progress.add(1)
+                try:
+                    if isinstance(row, Rejection):
+                        raise UserError(str(row))
+                    record = row.load()
+                    image, masks = decoded(record)
+                except UserError as error:
+                    rejected.append(Rejection.from_error(row.name, error))
+                    continue
+                shown.append(_write_row(partial, len(shown), record, image, masks, images))
         if not shown:
             raise UserError(f"{folder}: no row of the split {split!r} can be used; the first: {rejected[0]}")
         what = f"{len(shown):,} rows" if samples is None else f"{len(shown):,} of {len(rows):,} rows, drawn at random"

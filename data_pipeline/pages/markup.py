@@ -11,11 +11,11 @@ import hashlib
 import html
 import importlib.resources
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.atomic import write_bytes
 from segearth_r2_jax.raster.overlay import COLOURS, ink
 
 _VOID = frozenset(("br", "hr", "img", "input", "link", "meta"))
@@ -112,16 +112,10 @@ def asset(name: str) -> str:
     return (importlib.resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
-def write_page(path: str | os.PathLike[str], content: str) -> None:
-    """Writes a page under a temporary name and renames it."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        # File names may hold bytes that are no UTF-8, which Python keeps as lone surrogates.
-        partial.write_text(content, encoding="utf-8", errors="xmlcharrefreplace")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_page(path: Path, content: str) -> None:
+    """Writes a page under a temporary name and renames it; UserError naming it if that cannot be done."""
+    # File names may hold bytes that are no UTF-8, which Python keeps as lone surrogates.
+    write_bytes(path, content.encode("utf-8", "xmlcharrefreplace"))
 
 
 def _json(data: Any) -> str:

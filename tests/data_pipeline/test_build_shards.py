@@ -52,6 +52,7 @@ def test_the_manifest_says_what_there_is(lasers_folder, tmp_path):
     assert json.loads((tmp_path / "out/manifest.json").read_text()) == manifest
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "manifest.json",
+        "report.html",
         "report.json",
         "train-00000-of-00002.tfrecord",
         "train-00000-of-00002.tfrecord.index",

@@ -60,11 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: no data set was written", file=sys.stderr)
         return 130
-    counts = {split: sum(summary["rows"][split].values()) for split in summary["rows"]}
-    pictures = summary["pictures"]
-    print(
-        f"{options.output}: {counts['train']} training rows of {pictures['train']} pictures, {counts['test']} test rows of {pictures['test']}"
-    )
+    told = []
+    for split, word in (("train", "training"), ("test", "test")):
+        told.append(f"{sum(summary['rows'][split].values())} {word} rows of {summary['pictures'][split]} pictures")
+    print(f"{options.output}: {', '.join(told)}")
     for key, said in (("partly_labelled", "are labelled in part"), ("without_rows", "gave no row")):
         if summary[key]:
             print(f"{len(summary[key])} pictures {said}; compose.json names them")

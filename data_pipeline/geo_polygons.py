@@ -55,7 +55,7 @@ class GeoPolygons:
                     x, y = np.asarray(transform(self.crs, crs, *zip(*ring, strict=True)), np.float64)
                 except Exception as error:
                     raise UserError(f"{name}: cannot be brought from {self.crs} to {crs} ({' '.join(str(error).split()):.120})") from None
-                points = np.stack(to_pixels * (x, y), 1)
+                points = np.stack([to_pixels.a * x + to_pixels.b * y + to_pixels.c, to_pixels.d * x + to_pixels.e * y + to_pixels.f], 1)
                 if not np.isfinite(points).all():
                     raise UserError(f"{name}: a point of {self.crs} has no place in {crs}, the system of {image.path}")
                 rings.append(points)

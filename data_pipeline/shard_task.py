@@ -47,7 +47,9 @@ class ShardTask:
         for row, (height, width), digest in zip(self.rows, self.sizes, self.digests, strict=True):
             record = row.record(row.read_image_bytes(), height, width)
             if _digest(record) != digest:
-                raise InputChanged(f"{row.name}: it, or its image {row.image_path}, has changed since it was checked; run the command again")
+                raise InputChanged(
+                    f"{row.name}: it, or its image {row.image_path}, has changed since it was checked; run the command again"
+                )
             yield record.to_example()
 
 

@@ -66,17 +66,18 @@ def test_wrong_rows_are_left_out_and_listed(lasers_copy, tmp_path, capsys):
     change(lasers_copy, 1, mask=[encode(np.ones((40, 64)))])  # the image is 64 x 40
     change(lasers_copy, 2, description=" ")
     image = lasers_copy / "train/images/area/3.jpg"
-    image.write_bytes(image.read_bytes()[:100])
+    image.write_bytes(image.read_bytes()[:-300])
     change(lasers_copy, 9, id="row4")
     change(lasers_copy, 1, "test/annotations/test_short_query.json", image_name="../0.png")
     assert run(lasers_copy, tmp_path / "out") == 0
+    assert "an earlier row of the file has the same id" in (tmp_path / "out/report.html").read_text()
     captured = capsys.readouterr()
     assert captured.out.splitlines()[0] == "train: 7 records, 8 masks, 6 images in 1 shards, 4 rejected"
     report = json.loads((tmp_path / "out/report.json").read_text())
     expected = [
         ("train", f"{TRAIN}: row 'row1'", "mask 0 is 40 x 64, its image 64 x 40 (height x width)"),
         ("train", f"{TRAIN}: row 'row2'", "description is empty"),
-        ("train", f"{TRAIN}: row 'row3'", "image train/images/area/3.jpg: is damaged or cut short"),
+        ("train", f"{TRAIN}: row 'row3'", "image train/images/area/3.jpg: is not an image that can be read"),
         ("train", f"{TRAIN}: row 'row4'", "an earlier row of the file has the same id"),
         ("test", "test/annotations/test_short_query.json: row 'row1'", "image_name '../0.png' leaves the folder test/images"),
     ]

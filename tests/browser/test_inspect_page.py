@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import pytest
-from conftest import change_rows
+from conftest import ROWS, change_rows
 
 from data_pipeline.inspect import inspect_source
 
 
 @pytest.fixture
-def opened(browser, drawn, tmp_path):
-    browser.open(inspect_source("lasers", drawn, "train", tmp_path / "page"))
+def opened(browser, tanks, tmp_path):
+    browser.open(inspect_source("lasers", tanks, "train", tmp_path / "page"))
     browser.resize(1200, 900)
     return browser
 
 
-def test_all_is_shown_and_nothing_is_asked_for_elsewhere(browser, drawn, tmp_path):
+def test_all_is_shown_and_nothing_is_asked_for_elsewhere(browser, tanks, tmp_path):
     browser.complaints(), browser.addresses()
-    page = inspect_source("lasers", drawn, "train", tmp_path / "page")
+    page = inspect_source("lasers", tanks, "train", tmp_path / "page")
     browser.open(page)
-    assert browser.count(".sample") == 16
+    assert browser.count(".sample") == ROWS
     assert browser.run("return [...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert browser.count(".plot") == 9
     assert browser.complaints() == []
@@ -27,16 +27,14 @@ def test_all_is_shown_and_nothing_is_asked_for_elsewhere(browser, drawn, tmp_pat
 
 
 def test_filters_leave_what_fits(opened):
-    total = {name: opened.count(f".sample[data-reasoning={name}]") for name in ("explicit", "implicit")}
-    assert min(total.values()) > 0
     opened.click("button[data-value=implicit]")
-    assert opened.count(".sample") == opened.count(".sample[data-reasoning=implicit]") == total["implicit"]
-    assert opened.text("#count") == f"{total['implicit']} of 16 shown"
+    assert opened.count(".sample") == opened.count(".sample[data-reasoning=implicit]") == 6
+    assert opened.text("#count") == "6 of 16 shown"
     opened.click("button[data-value=explicit]")
     assert opened.count(".sample") == 16, "values of one dimension add up"
     opened.click("button[data-value=explicit]")
     opened.click("button[data-value=short]")
-    assert opened.count(".sample") == opened.count(".sample[data-reasoning=implicit][data-language=short]"), "dimensions narrow down"
+    assert opened.count(".sample") == opened.count(".sample[data-reasoning=implicit][data-language=short]") == 3, "dimensions narrow down"
 
 
 def opacities(browser, selector):
@@ -49,14 +47,11 @@ def opacities(browser, selector):
 
 
 def test_a_phrase_that_is_pointed_at_shows_its_mask_alone(opened):
-    several = opened.run("return [...document.querySelectorAll('.sample')].findIndex(s => s.querySelectorAll('.layer').length > 1)")
-    assert several >= 0
-    sample = f".sample:nth-child({several + 1})"
+    sample = ".sample:nth-child(4)"
     opened.run("document.querySelector(arguments[0]).scrollIntoView()", sample)
     opened.point_at(f"{sample} mark[data-mask='1']")
     shown = opacities(opened, f"{sample} .layer")
-    assert shown[1] == 1
-    assert all(other < 0.2 for number, other in enumerate(shown) if number != 1)
+    assert [opacity > 0.5 for opacity in shown] == [False, True, False]
     opened.point_at("h1")
     assert set(opacities(opened, f"{sample} .layer")) == {1}
 
@@ -74,10 +69,10 @@ def test_it_can_be_used_without_a_mouse_and_fits_on_a_phone(opened):
     assert opened.run("return document.documentElement.scrollWidth") <= 360
     opened.run("document.querySelector('button[data-value=implicit]').focus()")
     opened.press(" ")
-    assert opened.count(".sample:not([data-reasoning=implicit])") == 0
+    assert opened.count(".sample") == 6
 
 
-def test_words_of_the_data_are_never_run(browser, drawn, tmp_path):
+def test_words_of_the_data_are_never_run(browser, tanks, tmp_path):
     attack = "</p><script>document.title = 'run'</script><img src=x onerror=\"document.title='run'\">"
 
     def change(number, row):
@@ -86,9 +81,9 @@ def test_words_of_the_data_are_never_run(browser, drawn, tmp_path):
         if number == 3:
             row["image_name"] = attack.replace("/", "")
 
-    change_rows(drawn, change)
+    change_rows(tanks, change)
     browser.complaints()
-    browser.open(inspect_source("lasers", drawn, "train", tmp_path / "page"))
+    browser.open(inspect_source("lasers", tanks, "train", tmp_path / "page"))
     assert browser.text(".instruction") == attack
     assert browser.text(".origin").startswith(f"0{attack} · ")
     assert browser.count("td") == 2, "the row whose image does not exist is listed"

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from conftest import change_rows
+from conftest import ROWS, change_rows
 from webdriver import ESCAPE, LEFT, RIGHT, wait_for
 
 from data_pipeline import build_shards
@@ -16,9 +16,9 @@ from data_pipeline.shard_folder import ShardedRecords
 
 
 @pytest.fixture
-def opened(browser, drawn, tmp_path):
-    """The browser with the page of the drawn set open, which no test has touched before."""
-    assert write_review(drawn, tmp_path / "page") == 16
+def opened(browser, tanks, tmp_path):
+    """The browser with the page of a data set open, which no test has touched before."""
+    assert write_review(tanks, tmp_path / "page") == ROWS
     browser.resize(1200, 900)
     browser.open(tmp_path / "page/index.html")
     browser.run("localStorage.clear()")
@@ -36,30 +36,30 @@ def downloaded(browser, folder):
     return path
 
 
-def test_a_row_that_is_rejected_by_clicking_is_not_in_the_shards(opened, drawn, tmp_path):
-    ids = [row["id"] for row in json.loads((drawn / "train/annotations/train_data.json").read_text())]
+def test_a_row_that_is_rejected_by_clicking_is_not_in_the_shards(opened, tanks, tmp_path):
+    ids = [f"row{number}" for number in range(ROWS)]
     opened.click("#accept")
     assert ids[1] in opened.text("#place"), "a decision leads on to the next row"
     opened.click("#note")
-    opened.type("#note", "the mask covers the wrong lake")
+    opened.type("#note", "the wrong tank")
     opened.click("#reject")
     assert opened.text("#count") == "2 of 16 decided, 1 rejected"
     assert opened.complaints() == []
 
     review = downloaded(opened, tmp_path / "downloads")
-    assert load_decisions(review) == {ids[0]: Decision(True, ""), ids[1]: Decision(False, "the mask covers the wrong lake")}
-    review.rename(drawn / "review.json")
-    build = ["--source", "lasers", "--input", str(drawn), "--split", "train", "--output", str(tmp_path / "shards")]
+    assert load_decisions(review) == {ids[0]: Decision(True, ""), ids[1]: Decision(False, "the wrong tank")}
+    review.rename(tanks / "review.json")
+    build = ["--source", "lasers", "--input", str(tanks), "--split", "train", "--output", str(tmp_path / "shards")]
     assert build_shards.main(build) == 0
     records = ShardedRecords(tmp_path / "shards")
     assert [records[number].record_id for number in range(len(records))] == [ids[0], *ids[2:]]
     report = json.loads((tmp_path / "shards/report.json").read_text())
-    assert [entry["reason"] for entry in report["rejected"]] == ["rejected in review: the mask covers the wrong lake"]
+    assert [entry["reason"] for entry in report["rejected"]] == ["rejected in review: the wrong tank"]
     assert ids[1] in report["rejected"][0]["name"]
 
     opened.open(tmp_path / "shards/report.html")
     assert opened.count("details[open] td") == 3
-    assert "the mask covers the wrong lake" in opened.text("details")
+    assert "the wrong tank" in opened.text("details")
     assert opened.complaints() == []
 
 
@@ -80,7 +80,7 @@ def test_keys_do_what_buttons_do(opened):
     opened.press(ESCAPE)
     assert opened.run("return document.getElementById('note').value") == "rar"
     assert opened.text("#count") == "2 of 16 decided, 1 rejected", "letters of a note decide nothing"
-    opened.click("#strip button:first-child")
+    opened.click("#strip button:nth-child(4)")
     opened.press("m")
     assert opened.count(".layer, .stack .badge") == 0
     opened.press("m")
@@ -127,11 +127,10 @@ def test_an_exported_file_is_imported_again(opened, tmp_path):
         assert opened.text("#count") == "2 of 16 decided, 1 rejected"
 
 
-def test_the_page_starts_with_the_decisions_of_the_folder(browser, drawn, tmp_path):
-    rows = json.loads((drawn / "train/annotations/train_data.json").read_text())
-    decisions = {rows[4]["id"]: {"decision": "reject", "note": "blurred"}}
-    (drawn / "review.json").write_text(json.dumps({"format": "segearth-r2-review", "version": 1, "decisions": decisions}))
-    write_review(drawn, tmp_path / "page")
+def test_the_page_starts_with_the_decisions_of_the_folder(browser, tanks, tmp_path):
+    decisions = {"row4": {"decision": "reject", "note": "blurred"}}
+    (tanks / "review.json").write_text(json.dumps({"format": "segearth-r2-review", "version": 1, "decisions": decisions}))
+    write_review(tanks, tmp_path / "page")
     browser.open(tmp_path / "page/index.html")
     browser.run("localStorage.clear()")
     browser.reload()
@@ -140,7 +139,7 @@ def test_the_page_starts_with_the_decisions_of_the_folder(browser, drawn, tmp_pa
     assert browser.run("return document.getElementById('note').value") == "blurred"
 
 
-def test_words_of_the_data_are_never_run(browser, drawn, tmp_path):
+def test_words_of_the_data_are_never_run(browser, tanks, tmp_path):
     attack = "</script><script>document.title = 'run'</script><img src=x onerror=\"document.title='run'\">&lt;b&gt; ''"
 
     def change(number, row):
@@ -149,8 +148,8 @@ def test_words_of_the_data_are_never_run(browser, drawn, tmp_path):
         row["id"] = "__proto__" if number == 0 else f"{attack}{number}"
         row["tags"]["category"] = attack
 
-    change_rows(drawn, change)
-    write_review(drawn, tmp_path / "page")
+    change_rows(tanks, change)
+    write_review(tanks, tmp_path / "page")
     browser.open(tmp_path / "page/index.html")
     browser.run("localStorage.clear()")
     browser.reload()

@@ -40,6 +40,9 @@ class Browser:
         match = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": logs}
         session = self._send("POST", "/session", {"capabilities": {"alwaysMatch": match}})["sessionId"]
         self._address += f"/session/{session}"
+        # Away from the page of a new tab, which asks for much of its own.
+        self._send("POST", "/url", {"url": "about:blank"})
+        self.addresses()
 
     def _send(self, method: str, path: str, body: dict | None = None) -> Any:
         data = json.dumps(body or {}).encode() if method == "POST" else None
@@ -104,7 +107,7 @@ class Browser:
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
     def addresses(self) -> set[str]:
-        """Every address pages have asked for since the last call, without what `data:` holds and the browser's own pages."""
+        """Every address pages have asked for since the last call, without what `data:` holds."""
         messages = [json.loads(entry["message"])["message"] for entry in self._send("POST", "/se/log", {"type": "performance"})]
         asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         return {address.split(",")[0] if address.startswith("data:") else address for address in asked if not address.startswith("chrome:")}

@@ -26,6 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_pipeline.grammar.facts import Facts
+from data_pipeline.grammar.lexicon import DRAWN_CATEGORIES, entries_of
 from data_pipeline.grammar.records import (
     CELLS,
     EMPTY_FILE,
@@ -209,13 +210,12 @@ def _write_scene(job: tuple[WorldSettings, str, str, int]) -> list[_Row]:
     settings, folder, split, index = job
     # The test scenes do not depend on how many training scenes there are.
     key = (settings.seed, SPLITS.index(split), index)
-    held_out = split == "test"
     scene = draw_scene(key, settings.size, settings.metres_per_pixel, world=settings.world, held_out=split == "test")
     first_cell = CELLS[index % len(CELLS)] if split == "test" else None
     shares = TEST_SHARES if split == "test" else TRAIN_SHARES
     # The scene's own generators are spawned from the same key; the longer key is independent of them.
     rng = np.random.default_rng((*key, 1))
-    facts = Facts(scene)
+    facts = Facts(scene, entries_of(DRAWN_CATEGORIES[settings.world]))
     instructions: list[Instruction] = make_instructions(facts, settings.records, shares, rng, first_cell)
     if split == "test" and settings.world == "full" and (empty := make_empty_instruction(facts, shares, rng)):
         instructions.append(empty)

@@ -19,9 +19,9 @@ _LUMINANCE = (0.3, 0.55, 0.15)
 
 def photograph(canvas: Canvas, surfaces: np.ndarray, conditions: Conditions, rng: np.random.Generator) -> np.ndarray:
     """The finished picture uint8 [size, size, 3] of what `canvas` holds; `surfaces` is its surface map. Empties the canvas."""
-    brightness, grain = shading.texture(canvas, surfaces, rng)
     flat, shadow = canvas.colour_picture(), canvas.shadow_picture()
     canvas.release()
+    brightness, grain = shading.texture(canvas, surfaces, rng)
     low_sun = min(1.0, max(0.0, (conditions.slant - 0.6) / 1.3))
     tints = (1.0 + 0.07 * low_sun + rng.uniform(-0.02, 0.02), 1.0, 1.0 - 0.08 * low_sun + rng.uniform(-0.03, 0.03))
     exposure = rng.uniform(0.94, 1.14) * (1 - conditions.haze)

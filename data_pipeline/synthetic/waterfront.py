@@ -203,21 +203,24 @@ def _sail(plan: Plan, shore: np.ndarray, world: Rect, kinds: tuple[tuple[str, fl
 
 
 def _afloat(ship: Ship, others: list[Ship], piers: np.ndarray, shore: np.ndarray) -> bool:
-    hull = outline_points(ship)
-    near = np.interp(hull[:, 1], shore[:, 1], shore[:, 0])
-    if not (hull[:, 0] > near + 6).all():
+    outline = _outline_with_wake(ship)
+    near = np.interp(outline[:, 1], shore[:, 1], shore[:, 0])
+    if not (outline[:, 0] > near + 6).all():
         return False
-    # The wake of a moving ship is as long as the ship.
-    reach = ship.length * (1.0 if ship.moving else 0.6)
+    # A wake is longer than its ship.
+    reach = ship.length * (1.3 if ship.moving else 0.6)
     if len(piers) and _nearest(ship.centre, piers) < reach + 6:
         return False
-    return all(math.dist(ship.centre, other.centre) > reach + other.length * (1.0 if other.moving else 0.6) for other in others)
+    return all(math.dist(ship.centre, other.centre) > reach + other.length * (1.3 if other.moving else 0.6) for other in others)
 
 
-def outline_points(ship: Ship) -> np.ndarray:
-    """The corners [4, 2] of the rectangle that holds the hull."""
-    a, b = ship.length / 2, ship.width / 2
-    return turned(np.array([[-a, -b], [a, -b], [a, b], [-a, b]]), ship.heading, ship.centre)
+def _outline_with_wake(ship: Ship) -> np.ndarray:
+    """Corners [4, 2] around the hull, and around the wake where there is one."""
+    bow, half = ship.length / 2, ship.width / 2
+    stern = -bow
+    if ship.moving:
+        stern, half = -1.3 * ship.length, 0.65 * ship.width + 0.2 * ship.length
+    return turned(np.array([[stern, -half], [bow, -half], [bow, half], [stern, half]]), ship.heading, ship.centre)
 
 
 def _nearest(point: Point, places: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 
 from data_pipeline import synthesize
 from data_pipeline.synthesize import WorldSettings
+from data_pipeline.synthetic.scene import draw_scene
 from segearth_r2_jax.raster import rle
 
 SETTINGS = WorldSettings(train=6, test=26, size=96, seed=2)
@@ -45,7 +47,7 @@ def _read(path: Path) -> list[dict]:
 
 
 def test_the_layout_is_that_of_lasers(drawn):
-    assert {path.stem for path in (drawn / "test" / "annotations").iterdir()} == NINE_FILES
+    assert {path.stem for path in (drawn / "test" / "annotations").iterdir()} == {*NINE_FILES, "test_empty"}
     assert [path.name for path in (drawn / "train" / "annotations").iterdir()] == ["train_data.json"]
     assert len(list((drawn / "train" / "images").iterdir())) == SETTINGS.train
     assert len(list((drawn / "test" / "images").iterdir())) == SETTINGS.test
@@ -68,7 +70,7 @@ def test_records_are_complete_and_their_masks_fit_their_images(drawn):
 
 
 def test_each_test_record_stands_in_one_file_per_dimension(drawn):
-    files = {path.stem: {r["id"] for r in _read(path)} for path in (drawn / "test" / "annotations").iterdir()}
+    files = {path.stem: {r["id"] for r in _read(path)} for path in (drawn / "test" / "annotations").iterdir() if path.stem != "test_empty"}
     everything = set.union(*files.values())
     assert len(everything) == pytest.approx(SETTINGS.test * SETTINGS.records, abs=5)
     for dimension in (
@@ -86,9 +88,57 @@ def test_ids_are_unique(drawn):
     assert len(set(ids)) == len(ids)
 
 
+def test_the_tenth_test_file_asks_for_what_is_not_there(drawn):
+    records = _read(drawn / "test" / "annotations" / "test_empty.json")
+    assert 0.8 * SETTINGS.test <= len(records) <= SETTINGS.test
+    for record in records:
+        assert record["mask"] == []
+        assert "[SEG]" not in record["answer"]
+
+
+def test_the_simple_world_has_the_nine_files_and_its_own_pictures(drawn, tmp_path):
+    settings = dataclasses.replace(SETTINGS, train=1, test=1, world="simple")
+    synthesize.synthesize(settings, tmp_path / "simple", workers=0)
+    assert {path.stem for path in (tmp_path / "simple" / "test" / "annotations").iterdir()} == NINE_FILES
+    for split in range(2):
+        name = ("train", "test")[split]
+        picture = np.asarray(Image.open(tmp_path / "simple" / name / "images" / f"{name}_000000.png"))
+        np.testing.assert_array_equal(picture, draw_scene((SETTINGS.seed, split, 0), SETTINGS.size, world="simple").image)
+
+
+def test_test_scenes_of_the_full_world_are_held_out_layouts(drawn):
+    for split, held_out in enumerate((False, True)):
+        name = ("train", "test")[split]
+        picture = np.asarray(Image.open(drawn / name / "images" / f"{name}_000001.png"))
+        expected, other = (draw_scene((SETTINGS.seed, split, 1), SETTINGS.size, held_out=held).image for held in (held_out, not held_out))
+        np.testing.assert_array_equal(picture, expected)
+        assert (picture != other).any()
+
+
+def test_jpeg_pictures_are_smaller_and_show_the_same(drawn, tmp_path):
+    settings = dataclasses.replace(SETTINGS, train=2, test=0, format="jpg", jpeg_quality=90)
+    synthesize.synthesize(settings, tmp_path / "jpg", workers=0)
+    records = _read(tmp_path / "jpg" / "train" / "annotations" / "train_data.json")
+    png = {record["id"]: record for record in _read(drawn / "train" / "annotations" / "train_data.json")}
+    for record in records:
+        assert record["image_name"].endswith(".jpg")
+        assert record == {**png[record["id"]], "image_name": record["image_name"]}
+    for index in range(2):
+        stored = tmp_path / "jpg" / "train" / "images" / f"train_{index:06d}.jpg"
+        original = drawn / "train" / "images" / f"train_{index:06d}.png"
+        assert stored.stat().st_size < 0.6 * original.stat().st_size
+        assert np.abs(np.asarray(Image.open(stored), int) - np.asarray(Image.open(original), int)).mean() < 12
+
+
+def test_workers_for_large_pictures_are_limited_by_the_memory(monkeypatch):
+    monkeypatch.setattr(synthesize.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 16 * 2**30 // 4096}.__getitem__)
+    assert synthesize._fitting_processes(8192) == 2
+    assert synthesize._fitting_processes(256) > 64
+
+
 def test_the_summary_counts_the_records(drawn):
     summary = json.loads((drawn / "synthetic.json").read_text())
-    for name in NINE_FILES:
+    for name in (*NINE_FILES, "test_empty"):
         assert summary["records"][f"test {name.removeprefix('test_')}"] == len(_read(drawn / "test" / "annotations" / f"{name}.json"))
 
 
@@ -161,7 +211,11 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
         ["--records", "0"],
         ["--workers", "-1"],
         ["--metres-per-pixel", "0"],
-        ["--metres-per-pixel", "9"],
+        ["--metres-per-pixel", "9", "--size", "512"],
+        ["--size", "8193"],
+        ["--world", "flat"],
+        ["--format", "gif"],
+        ["--jpeg-quality", "0"],
     ],
 )
 def test_wrong_arguments_get_one_line_that_says_what_is_expected(arguments, tmp_path, capsys):

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_pipeline.pages.distribution_plots import distribution_plots
 from data_pipeline.pages.markup import Markup, element, page, section, table, totals, write_page
+from data_pipeline.review_decisions import REASON as REVIEWED
 
 # Per reason. All of them are in report.json.
 _LISTED = 100
@@ -68,6 +69,8 @@ def _rejected(rejected: Sequence[Mapping[str, str]]) -> Markup:
 
 def kind_of_reason(reason: str) -> str:
     """A reason without what differs from row to row: quoted words, files, numbers."""
+    if reason.startswith(f"{REVIEWED}:"):  # What follows is a person's note.
+        return REVIEWED
     kind = re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason)
     kind = re.sub(r"\S*/\S+|\S+\.(?:png|jpe?g|tiff?|json|jsonl)\b", "…", kind)
     kind = re.sub(r"-?\d+(?:[.,]\d+)*", "…", kind)

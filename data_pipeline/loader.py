@@ -15,10 +15,8 @@ At the end of the last epoch, records that do not fill a global batch are left o
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -31,6 +29,7 @@ from data_pipeline.order import Order, ProcessShare
 from data_pipeline.rows import Batch, LoaderConfig, MakeRow, collate, too_many_masks
 from data_pipeline.shard_folder import ListedRecords, MixedRecords, RecordSource, ShardedRecords, open_shards
 from data_pipeline.token_lengths import bucket_of_records
+from data_pipeline.worker_process import start_worker
 from segearth_r2_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,8 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ListedRecords", "Loader", "LoaderConfig", "MixedRecords", "ShardedRecords", "open_shards"]
 
-# Arrays from this size on go from a worker process to this one through shared memory, of which each takes a file of its own.
-_SHARED_BYTES = 1 << 16
+# Rows come from worker processes through pipes. Shared memory, Grain's default, is fresh memory for every array, whose pages cost more
+# than the copy that it saves (benchmarks/results/loader.md), and containers often have no more than 64 MiB of it.
+_NEVER_SHARED = 1 << 60
 
 
 class Loader(Iterator[Batch]):
@@ -192,9 +192,9 @@ class Loader(Iterator[Batch]):
             # Grain's workers read its flags; without absl.app.run nobody has parsed any.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
-            dataset = grain.experimental.WithOptionsIterDataset(dataset, grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES))
+            dataset = grain.experimental.WithOptionsIterDataset(dataset, grain.experimental.DatasetOptions(min_shm_size=_NEVER_SHARED))
             options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2)
-            dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=start_worker)
         # Batching comes last: inside the workers, each would fill batches with its own rows only.
         made = dataset.batch(
             config.batch_size // count,
@@ -203,18 +203,6 @@ class Loader(Iterator[Batch]):
         )
         # The next batch is put together while the accelerator works on this one.
         return iter(grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=1))
-
-
-def _end_with_parent(worker_index: int, worker_count: int) -> None:
-    """Grain's workers wait for ever for the next order when the process that gives them was killed."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    if parent is not None:
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def _processors() -> int:

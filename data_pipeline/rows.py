@@ -25,8 +25,8 @@ from segearth_r2_jax.inputs.conversation import (
     pad_row,
     smallest_bucket,
 )
-from segearth_r2_jax.inputs.image_processing import squash
-from segearth_r2_jax.inputs.image_reading import decode_image
+from segearth_r2_jax.inputs.image_processing import squash_picture
+from segearth_r2_jax.inputs.image_reading import decode_picture
 from segearth_r2_jax.inputs.letterbox import PADDING_VALUE, Letterbox
 
 if TYPE_CHECKING:
@@ -145,15 +145,15 @@ def _words(record: Record, tokenizer: PreTrainedTokenizerFast, config: LoaderCon
 
 
 def _pictures(record: Record, config: LoaderConfig, name: str) -> dict[str, Any]:
-    image = decode_image(record.image_bytes, f"{name}: image {record.image_name}")
-    height, width = image.shape[:2]
+    picture = decode_picture(record.image_bytes, f"{name}: image {record.image_name}")
+    width, height = picture.size
     if (height, width) != (record.height, record.width):
         raise UserError(f"{name}: the image is {height} x {width}, the record says {record.height} x {record.width}")
     canvas = canvas_size(height, width, config.mask_canvas)
     masks = cut_masks(record.masks or (), height, width, config.mask_canvas, name)
     return {
-        "image": Letterbox(height, width, config.image_size).place_image(image),
-        "image_siglip": squash(image, config.siglip_size),
+        "image": Letterbox(height, width, config.image_size).place_picture(picture),
+        "image_siglip": squash_picture(picture, config.siglip_size),
         "mask_boxes": masks.boxes,
         "mask_pixels": masks.pixels,
         "mask_size": np.array(canvas, np.int32),

@@ -24,7 +24,12 @@ def squash(image: np.ndarray, size: int) -> np.ndarray:
     """uint8 [h, w, 3] -> uint8 [size, size, 3]: bicubic, the aspect ratio given up."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"expected uint8 [h, w, 3], got {image.dtype} {list(image.shape)}")
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    return squash_picture(Image.fromarray(image), size)
+
+
+def squash_picture(picture: Image.Image, size: int) -> np.ndarray:
+    """What `squash` gives, for an RGB image of Pillow."""
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def normalize_for_swin(pixels: Array, dtype: np.typing.DTypeLike = np.float32) -> Array:

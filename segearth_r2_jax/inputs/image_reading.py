@@ -56,15 +56,21 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return _read(path, header, str(path))
+    return np.array(_read(path, header, str(path)))
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """The picture in the encoded bytes `data`, uint8 [h, w, 3] RGB; errors (UserError) begin with `name`."""
-    return _read(data, data[:_HEADER_BYTES], name)
+    return np.array(_read(data, data[:_HEADER_BYTES], name))
 
 
-def _read(source: Path | bytes, header: bytes, name: str) -> np.ndarray:
+def decode_picture(data: bytes, name: str) -> Image.Image:
+    """The picture of `decode_image` as Pillow's own image, which resizes without being converted there and back."""
+    picture = _read(data, data[:_HEADER_BYTES], name)
+    return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+
+
+def _read(source: Path | bytes, header: bytes, name: str) -> np.ndarray | Image.Image:
     if not header:
         raise UserError(f"{name}: is empty (0 bytes); an image is needed")
     tiff = header.startswith(_TIFF_MAGIC)
@@ -110,7 +116,7 @@ def _damaged_file_is_a_user_error(name: str) -> Iterator[None]:
         raise UserError(f"{name}: is damaged or cut short ({reason:.160})") from error
 
 
-def _read_with_pillow(source: Path | bytes, tiff: bool, name: str) -> np.ndarray:
+def _read_with_pillow(source: Path | bytes, tiff: bool, name: str) -> np.ndarray | Image.Image:
     try:
         image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
     except Image.DecompressionBombError:
@@ -122,7 +128,7 @@ def _read_with_pillow(source: Path | bytes, tiff: bool, name: str) -> np.ndarray
     with image, _damaged_file_is_a_user_error(name):
         _check_size(image.height, image.width, name)
         nodata = _pillow_nodata(image)
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "F" or image.mode.startswith("I"):
             values = np.asarray(image)
             valid = np.isfinite(values) if nodata is None else np.isfinite(values) & (values != nodata)
@@ -130,9 +136,11 @@ def _read_with_pillow(source: Path | bytes, tiff: bool, name: str) -> np.ndarray
         if image.has_transparency_data:
             rgba = np.asarray(image.convert("RGBA"))
             return _to_rgb([rgba[..., c] for c in range(3)], rgba[..., 3] != 0)
+        if nodata is None:
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
         rgb = np.array(image.convert("RGB"))
-        if nodata is not None:
-            rgb[(rgb == nodata).all(-1)] = 0
+        rgb[(rgb == nodata).all(-1)] = 0
         return rgb
 
 

@@ -47,10 +47,21 @@ class Letterbox:
         """uint8 [height, width, 3] -> uint8 [size, size, 3]: resized (bilinear, antialiased when shrinking) and padded."""
         if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
             raise ValueError(f"expected uint8 [{self.height}, {self.width}, 3], got {image.dtype} {list(image.shape)}")
+        return self.place_picture(Image.fromarray(image))
+
+    def place_picture(self, picture: Image.Image) -> np.ndarray:
+        """The frame of `place_image` for an RGB image of Pillow; the array may be read-only."""
+        if picture.size != (self.width, self.height) or picture.mode != "RGB":
+            raise ValueError(
+                f"expected an RGB image of {self.width} x {self.height}, got {picture.mode} {picture.width} x {picture.height}"
+            )
         height, width = self.placed_size
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        if (height, width) == (self.size, self.size):
+            return np.asarray(picture)
         frame = np.full((self.size, self.size, 3), PADDING_VALUE, np.uint8)
-        frame[:height, :width] = np.asarray(resized)
+        frame[:height, :width] = np.asarray(picture)
         return frame
 
     def restore(self, frame_map: np.ndarray) -> np.ndarray:

@@ -22,7 +22,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON that people can read, in UTF-8, as `write_bytes` does."""
-    write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    # A name that is no UTF-8 (on a command line, say) is kept as an escape that JSON has, too.
+    write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
 def make_folder(folder: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from etils import epath
 
-from data_pipeline.random_access import cannot_read
+from data_pipeline.manifest import read_manifest
 from data_pipeline.schema import MANIFEST, Record
 from data_pipeline.tf_example import decode_head
 from data_pipeline.tfrecord import TFRecordSource
@@ -67,11 +66,12 @@ class ShardedRecords:
     def __init__(self, folder: str | os.PathLike[str], split: str = "train"):
         """Raises UserError naming the folder if it is no finished build or lacks the split."""
         self.folder = epath.Path(folder)
-        splits, entries = _read_manifest(self.folder, split)
-        if entries is None:
+        splits = read_manifest(self.folder)["splits"]
+        if split not in splits:
             raise UserError(f"{folder}: holds no split {split!r}; it has {', '.join(splits)}")
         path = self.folder / MANIFEST
         try:
+            entries = splits[split]["shards"]
             names = [_file_name(entry["file"]) for entry in entries]
             counts = [decode_mask_counts(entry["mask_counts"]) for entry in entries]
             digest = hashlib.sha256("".join(entry["sha256"] for entry in entries).encode())
@@ -201,21 +201,6 @@ def decode_mask_counts(text: str) -> np.ndarray:
     if len(counts) and counts.min() < -1:
         raise ValueError(f"mask_counts holds the number {counts.min()}")
     return counts
-
-
-def _read_manifest(folder: epath.Path, split: str) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:
-    """All splits of a folder's manifest, and the shards of one, None if it is not there."""
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-        splits = manifest["splits"]
-        return splits, splits[split]["shards"] if split in splits else None
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder}: holds no {MANIFEST}; expected a folder that data_pipeline.build_shards has finished") from None
-    except (OSError, ImportError) as error:
-        raise cannot_read(path, error) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a manifest of data_pipeline.build_shards ({error})") from None
 
 
 def _file_name(name: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_pipeline.atomic import make_folder, write_json
 from data_pipeline.check_cache import AnnotationFiles
+from data_pipeline.manifest import seal
 from data_pipeline.schema import FEATURES, MANIFEST
 from data_pipeline.shard_folder import decode_mask_counts
 from data_pipeline.sources.source import Source
@@ -55,7 +56,7 @@ def make_manifest(
 ) -> dict[str, Any]:
     """The manifest; `entries` are those of the shards, by split, `inputs` the digests of `claim`."""
     sources = {row.annotation.source for rows in validated.rows.values() for row in rows}
-    return {
+    content = {
         "format": _FORMAT,
         "source": reader.name,
         "title": reader.title,
@@ -76,6 +77,7 @@ def make_manifest(
             for split, rows in validated.rows.items()
         },
     }
+    return seal(content)
 
 
 def finish(output: Path, manifest: Mapping[str, Any]) -> None:

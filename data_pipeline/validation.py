@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from data_pipeline.annotation import Annotation, Rejection
+from data_pipeline.checksums import Checksums, check_png
 from data_pipeline.progress import Progress
 from data_pipeline.review_decisions import FILE_NAME as REVIEW
 from data_pipeline.review_decisions import apply_decisions, load_decisions
@@ -104,7 +105,7 @@ def validate(
       strict: raise UserError for the first row that is wrong, instead of going on.
       allow_shared_images: only remark on training rows whose image is in another split, too.
       known: `known(split, number, row)` is what an earlier pass found, if that still holds.
-    Raises UserError naming the file if a whole annotation file, or the data set's `review.json`, is damaged.
+    Raises UserError naming the file if a whole annotation file, or the data set's `review.json` or `SHA256SUMS`, is damaged.
     """
     rejected: list[Rejected] = []
 
@@ -113,6 +114,7 @@ def validate(
             raise UserError(str(rejection))
         rejected.append(Rejected(split, number, rejection))
 
+    sums = Checksums(folder)
     rows: dict[str, list[tuple[int, Annotation]]] = {split: [] for split in splits}
     checks: dict[tuple[str, int], RowCheck] = {}
     for split in splits:
@@ -120,6 +122,8 @@ def validate(
             if isinstance(row, Rejection):
                 reject(split, number, row)
                 continue
+            if (reason := sums.wrong(folder / row.source)) is not None:
+                raise UserError(f"{folder / row.source}: {reason}")
             rows[split].append((number, row))
             if known is not None and (check := known(split, number, row)) is not None:
                 checks[split, number] = check
@@ -140,8 +144,9 @@ def validate(
         shared = 0
         for number, row in rows[split]:
             check = checks[split, number]
-            if check.reason is not None:
-                reject(split, number, Rejection(row.name, check.reason))
+            reason = check.reason or _against_sums(row, check, sums)
+            if reason is not None:
+                reject(split, number, Rejection(row.name, reason))
                 continue
             if split == TRAIN and check.image_sha256 in elsewhere:
                 shared += 1
@@ -189,6 +194,7 @@ def _check_image(row: Annotation) -> RowCheck:
     name = f"image {row.image_path}"
     try:
         content = row.read_image_bytes()
+        check_png(content, name)
         height, width = decode_image(content, name).shape[:2]
     except UserError as error:
         return RowCheck(Rejection.from_error(row.name, error).reason)
@@ -205,6 +211,15 @@ def _check_targets(row: Annotation, image: RowCheck) -> RowCheck:
         return RowCheck(Rejection.from_error(row.name, error).reason)
     areas = None if record.masks is None else tuple(area(mask) for mask in record.masks)
     return image._replace(areas=areas, digest=record_digest(record.to_example(), image.image_sha256))
+
+
+def _against_sums(row: Annotation, check: RowCheck, sums: Checksums) -> str | None:
+    if (reason := sums.wrong(row.image_path, check.image_sha256)) is not None:
+        return f"image {row.image_path}: {reason}"
+    for path in (target.path for target in row.targets or () if hasattr(target, "path")):
+        if (reason := sums.wrong(path)) is not None:
+            return f"{path}: {reason}"
+    return None
 
 
 def _tasks(rows: Mapping[str, Sequence[tuple[int, Annotation]]], known: Mapping[tuple[str, int], RowCheck]) -> Iterator[CheckTask]:

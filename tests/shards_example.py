@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipeline.manifest import seal
 from data_pipeline.schema import Record
 from data_pipeline.shard_folder import encode_mask_counts
 from data_pipeline.tfrecord import write_shard
@@ -54,5 +55,5 @@ def write_shards(folder: Path, records: Sequence[Record], shards: int = 2) -> Pa
         counts = encode_mask_counts([None if record.masks is None else len(record.masks) for record in part])
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         entries.append({"file": path.name, "records": len(part), "mask_counts": counts, "sha256": digest})
-    (folder / "manifest.json").write_text(json.dumps({"splits": {"train": {"shards": entries}}}))
+    (folder / "manifest.json").write_text(json.dumps(seal({"splits": {"train": {"shards": entries}}})))
     return folder

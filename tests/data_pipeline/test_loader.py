@@ -20,6 +20,7 @@ from PIL import Image
 from data_pipeline import mask_canvas
 from data_pipeline.build_shards import build_shards
 from data_pipeline.loader import ListedRecords, Loader, LoaderConfig, ShardedRecords
+from data_pipeline.manifest import seal
 from data_pipeline.shard_folder import decode_mask_counts, encode_mask_counts
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.inputs import conversation, tokenizer
@@ -352,6 +353,6 @@ def test_shards_that_are_not_there_are_named(shards, tmp_path):
     entry["mask_counts"] = encode_mask_counts(decode_mask_counts(entry["mask_counts"]).tolist()[:-1])
     for shard in shards.folder.glob("*.tfrecord"):
         (tmp_path / shard.name).write_bytes(shard.read_bytes())
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "manifest.json").write_text(json.dumps(seal(manifest)))
     with pytest.raises(UserError, match="the shards hold 11 records, the manifest says 10"):
         ShardedRecords(tmp_path)

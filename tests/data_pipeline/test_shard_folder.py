@@ -16,6 +16,7 @@ from shards_example import make_record, write_shards
 
 from data_pipeline import random_access
 from data_pipeline.loader import Loader, LoaderConfig
+from data_pipeline.manifest import seal
 from data_pipeline.shard_folder import MixedRecords, ShardedRecords, Texts, decode_mask_counts, encode_mask_counts, open_shards
 from data_pipeline.tfrecord import read_offsets
 from segearth_r2_jax.errors import UserError
@@ -71,7 +72,7 @@ def change_manifest(folder, change) -> None:
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     change(manifest)
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(seal(manifest)))
 
 
 @pytest.mark.parametrize("counts", [[], [0], [None], [3, 0, None, 32767, 1] * 50])

@@ -9,8 +9,9 @@ which belongs into DIR: `build_shards` leaves the rejected rows out and lists th
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def write_review(folder: Path, output: Path, *, split: str = "train", samples: i
     if samples is not None and samples < 1:
         raise UserError("--samples must be at least 1")
     decisions = load_decisions(folder / FILE_NAME) if (folder / FILE_NAME).is_file() else {}
-    rows = list(_once(lasers.read(folder, split)))
+    rows = _once(lasers.read(folder, split))
     shown: list[dict[str, Any]] = []
     rejected: list[Rejection] = []
     images: dict[str, str] = {}
@@ -74,14 +75,18 @@ def write_review(folder: Path, output: Path, *, split: str = "train", samples: i
     return len(shown)
 
 
-def _once(rows: Iterator[Annotation | Rejection]) -> Iterator[Annotation | Rejection]:
-    """Rows that differ; in LaSeRS a question stands in the test file of each dimension that it belongs to."""
-    seen = set()
+def _once(rows: Iterable[Annotation | Rejection]) -> list[Annotation | Rejection]:
+    """Rows that differ, with the tags of all their copies: in LaSeRS a question stands in the test file of each dimension."""
+    found: dict[tuple, Annotation | Rejection] = {}
     for row in rows:
-        key = (row.record_id, row.image_name, row.instruction, row.answer) if isinstance(row, Annotation) else row.name
-        if key not in seen:
-            seen.add(key)
-            yield row
+        if isinstance(row, Rejection):
+            found.setdefault((row.name, row.reason), row)
+            continue
+        key = (row.record_id, row.image_name, row.instruction, row.answer)
+        first = found.setdefault(key, row)
+        known = {name: value for name, value in dataclasses.asdict(first.tags).items() if value is not None}
+        found[key] = dataclasses.replace(first, tags=dataclasses.replace(row.tags, **known))
+    return list(found.values())
 
 
 def _write_row(

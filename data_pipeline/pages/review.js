@@ -130,8 +130,8 @@ function showPicture(row) {
   const badges = row.places.flatMap((place, number) => {
     if (!place) return [];
     const badge = make("span", { className: `badge m${number % data.colours}`, textContent: number + 1 });
-    badge.style.left = `${100 * place[0]}%`;
-    badge.style.top = `${100 * place[1]}%`;
+    badge.style.setProperty("--x", `${100 * place[0]}%`);
+    badge.style.setProperty("--y", `${100 * place[1]}%`);
     return [badge];
   });
   at("stack").replaceChildren(image, ...layers, ...badges);

@@ -65,7 +65,7 @@ def sample_card(record: Record, picture: Picture) -> Markup:
     alt = f"{record.image_name}, {len(record.masks or ())} masks"
     image = element("img", src=data_uri(picture.jpeg, "jpeg"), alt=alt, width=picture.width, height=picture.height)
     badges = [
-        element("span", number + 1, class_=f"badge m{number % len(COLOURS)}", style=f"left:{100 * place[0]:.1f}%;top:{100 * place[1]:.1f}%")
+        element("span", number + 1, class_=f"badge m{number % len(COLOURS)}", style=f"--x:{100 * place[0]:.1f}%;--y:{100 * place[1]:.1f}%")
         for number, place in enumerate(picture.places)
         if place is not None
     ]

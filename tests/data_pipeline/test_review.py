@@ -37,6 +37,7 @@ def test_a_question_that_stands_in_several_test_files_is_shown_once(tmp_path):
     for file in ("test_explicit.json", "test_short_query.json"):
         write_lasers(tmp_path / "set", 3, "test", file)
     assert write_review(tmp_path / "set", tmp_path / "page", split="test") == 3
+    assert [row["tags"] for row in data_of(tmp_path / "page")["rows"]] == [{"reasoning": "explicit", "language": "short"}] * 3
 
 
 def test_some_rows_at_random_in_their_order(lasers_folder, tmp_path):

@@ -43,7 +43,8 @@ class Annotation:
     """One annotation, checked as far as it can be without opening the image.
 
     `name` ("FILE: row 'ID'") begins every message about it. `source` is the annotation file and `image_name` the image, as the data set
-    names them. `targets` are in the order of the answer's [SEG]; None where the source withholds them.
+    names them. `targets` are in the order of the answer's [SEG]; None where the source withholds them. `also_from` are further files that
+    this annotation was made from, other than those that its targets name as their `path`.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Annotation:
     targets: tuple[Target, ...] | None
     tags: Tags = Tags()
     box: Box | None = None
+    also_from: tuple[Path, ...] = ()
 
     def load(self) -> Record:
         """Reads and decodes the image and makes the masks; UserError naming the row or the image if something is wrong."""

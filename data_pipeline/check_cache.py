@@ -83,6 +83,7 @@ def _stamp(row: Annotation) -> list[int] | None:
 
 def _files_of(row: Annotation) -> Iterator[Path]:
     yield row.image_path
+    yield from row.also_from
     for target in row.targets or ():
         path = getattr(target, "path", None)
         if path is not None:

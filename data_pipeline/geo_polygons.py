@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,14 @@ _DEEPEST = 8
 
 @dataclasses.dataclass(frozen=True)
 class GeoPolygons:
-    """The union of polygons, each its outer ring and its holes, a ring being points (x, y) in `crs` (longitude first)."""
+    """The union of polygons, each its outer ring and its holes, a ring being points (x, y) in `crs` (longitude first).
+
+    `path` is the file that they come from, if it is one of their own.
+    """
 
     polygons: tuple[tuple[tuple[tuple[float, float], ...], ...], ...]
     crs: str
+    path: Path | None = None
 
     def rasterize(self, image: ImageFile, name: str) -> np.ndarray:
         """The mask uint8 [h, w]. UserError if the image has no place on the map or none of the polygons reaches into it."""

@@ -60,6 +60,7 @@ def _read_file(folder: Path, split: str, file: Path, image: Path) -> Iterator[An
     except UserError as error:
         yield Rejection.from_error(str(file), error)
         return
+    label = _part(folder, split, "labels") / f"{file.stem}.png"
     for number, question in enumerate(questions):
         name = f"{file}: question {number}"
         answer = f"{masks_answer(1)} {answers[number % len(answers)].strip()}".strip() if answers else NO_TARGET
@@ -80,6 +81,8 @@ def _read_file(folder: Path, split: str, file: Path, image: Path) -> Iterator[An
             answer=answer,
             targets=targets,
             tags=_TAGS,
+            # Where there is no target, the label was read to see that it says so, too.
+            also_from=() if targets or not label.is_file() else (label,),
         )
 
 

@@ -18,6 +18,7 @@ Paths are relative to the folder and must stay within it. Other fields are ignor
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -150,7 +151,7 @@ def _target(folder: Path, mask: Any, name: str) -> Target:
 
 
 def _map_target(path: Path) -> Target:
-    return parse_geojson(read_json(path, dict, "a GeoJSON object"), str(path))
+    return dataclasses.replace(parse_geojson(read_json(path, dict, "a GeoJSON object"), str(path)), path=path)
 
 
 def _is_map_mask(mask: Any) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,12 +31,11 @@ INSTRUCTION = "Describe this image in detail and mark each object that you menti
 class FilePolygons:
     """Object `number` of the `polygons` of a GeoPixelD file, which is read again when the mask is made.
 
-    The polygons follow the contours pixel by pixel: a whole data set of them is too much to keep. `digest` is the file's SHA-256.
+    The polygons follow the contours pixel by pixel: a whole data set of them is too much to keep.
     """
 
     path: Path
     number: int
-    digest: str
 
     def rasterize(self, image: ImageFile, name: str) -> np.ndarray:
         """The mask uint8 [h, w]; UserError if the object's polygons are damaged."""
@@ -72,8 +70,7 @@ def _check(folder: Path, split: str, file: Path, questions: Mapping[str, str]) -
     name = str(file)
     file_inside(file.parent, file.name, name, "file", "file")
     content = read_json(file, dict, "an object of gcg_description and polygons")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    targets = tuple(FilePolygons(file, number, digest) for number in range(len(_polygons(content, name))))
+    targets = tuple(FilePolygons(file, number) for number in range(len(_polygons(content, name))))
     answer = text_field(content, "gcg_description", name, empty=False)
     check_count(answer, targets, name)
     # `img` is a path from the folder in which the authors worked; the image lies beside its annotation.
@@ -90,6 +87,7 @@ def _check(folder: Path, split: str, file: Path, questions: Mapping[str, str]) -
         answer=answer,
         targets=targets,
         tags=Tags(reasoning="explicit"),
+        also_from=(folder / QUESTIONS,) if (folder / QUESTIONS).is_file() else (),
     )
 
 

@@ -103,6 +103,7 @@ def _check(folder: Path, reference: Mapping[str, Any], index: int, by_id: dict[s
             reasoning="explicit",
             category=None if category is None else text_field(category, "name", name),
         ),
+        also_from=(folder / INSTANCES,),
     )
 
 

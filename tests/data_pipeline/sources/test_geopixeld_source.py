@@ -64,13 +64,6 @@ def test_captions_become_records(folder):
         np.testing.assert_array_equal(masks, expected)
 
 
-def test_a_changed_file_is_another_annotation(folder):
-    """What shards were built from is told by their annotations; the polygons are not in them, their digest is."""
-    before = annotations(SOURCE, folder, "train")[0]
-    write(folder, polygons=[[box(2, 3, 8, 10)], [box(20, 5, 25, 8)]])
-    assert repr(annotations(SOURCE, folder, "train")[0]) != repr(before)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

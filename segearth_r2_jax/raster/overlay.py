@@ -16,6 +16,9 @@ COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114
 
 # How much of a masked pixel is the mask's colour; and how dark the rim outside of the outline is.
 _FILL, _RIM = 0.42, 0.75
+# A mask of fewer units than this from side to side would hardly be seen under its number.
+_HIDDEN = 4
+_SIDES = ((0, -1), (0, 1), (-1, 0), (1, 0), (1, -1), (-1, -1), (1, 1), (-1, 1))
 
 
 def colour(number: int) -> tuple[int, int, int]:
@@ -58,7 +61,7 @@ def mask_layer(mask: np.ndarray, size: tuple[int, int], number: int, unit: int) 
 
 
 def badge_places(masks: Sequence[np.ndarray], size: tuple[int, int], unit: int) -> list[tuple[int, int] | None]:
-    """Where the numbers of `masks` [h, w] stand on a picture of `size` (width, height): points (x, y) deep inside each; None if empty."""
+    """Where the numbers of `masks` [h, w] stand on a picture of `size` (width, height): points (x, y); None for an empty mask."""
     return _places([_shown_mask(mask, size) for mask in masks], unit)
 
 
@@ -115,10 +118,12 @@ def _places(masks: Sequence[Image.Image], unit: int) -> list[tuple[int, int] | N
 
 
 def _place(mask: np.ndarray, taken: Sequence[tuple[int, int]], unit: int) -> tuple[int, int] | None:
-    """A point (x, y) deep inside the mask for its number, away from the numbers that stand already."""
+    """A point (x, y) for the number of a mask, away from the numbers that stand already: deep inside, or beside one it would hide."""
     ys, xs = np.nonzero(mask)
     if not xs.size:
         return None
+    if max(np.ptp(xs), np.ptp(ys)) < _HIDDEN * unit:
+        return _place_beside(xs, ys, taken, unit, mask.shape)
     step = max(1, xs.size // 4000)
     xs, ys = xs[::step], ys[::step]
     depth = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(2 * unit))
@@ -127,3 +132,16 @@ def _place(mask: np.ndarray, taken: Sequence[tuple[int, int]], unit: int) -> tup
         value -= 300 * (np.hypot(xs - x, ys - y) < 2 * unit)
     best = int(value.argmax())
     return int(xs[best]), int(ys[best])
+
+
+def _place_beside(xs: np.ndarray, ys: np.ndarray, taken: Sequence[tuple[int, int]], unit: int, shape: tuple[int, int]) -> tuple[int, int]:
+    """A point beside the pixels (xs, ys), above them if that is free and on the picture of `shape`, or else around them."""
+    low, high = np.array((xs.min(), ys.min())), np.array((xs.max(), ys.max()))
+    middle, reach = (low + high) // 2, (high - low) // 2 + unit
+    points = [middle + (reach + away * unit) * side for away in (0, 1, 2) for side in np.array(_SIDES)]
+    if min(shape) > 2 * unit:
+        points = [np.clip(point, unit, (shape[1] - unit - 1, shape[0] - unit - 1)) for point in points]
+    clear = [point for point in points if (np.abs(point - middle) >= reach - unit // 4).any()]
+    free = [point for point in clear if all(np.hypot(*(point - other)) >= 1.5 * unit for other in taken)]
+    x, y = (free or clear or points)[0]
+    return int(np.clip(x, 0, shape[1] - 1)), int(np.clip(y, 0, shape[0] - 1))

@@ -45,11 +45,24 @@ def test_a_layer_of_an_empty_mask_shows_nothing_and_its_number_has_no_place():
 
 
 def test_numbers_stand_on_their_masks_and_not_on_each_other():
-    masks = [_square(200, 300, 120, 20, 30), _square(200, 300, 120, 20, 40), _square(200, 300, 1, 199, 299)]
+    masks = [_square(200, 300, 120, 20, 30), _square(200, 300, 120, 20, 40)]
     places = badge_places(masks, (300, 200), 15)
     for mask, (x, y) in zip(masks, places, strict=True):
         assert mask[y, x]
     assert np.hypot(places[0][0] - places[1][0], places[0][1] - places[1][1]) >= 30
+
+
+@pytest.mark.parametrize(("top", "left"), [(0, 0), (0, 290), (190, 0), (190, 290), (100, 150), (0, 150), (100, 0)])
+def test_a_number_does_not_hide_a_small_mask_and_stays_on_the_picture(top, left):
+    masks = [_square(200, 300, 10, top, left)] * 2
+    places = badge_places(masks, (300, 200), 15)
+    for x, y in places:
+        assert 12 <= x < 288
+        assert 12 <= y < 188
+        inside = masks[0][max(0, y - 5) : y + 6, max(0, x - 5) : x + 6]
+        assert not inside.any()
+        assert np.hypot(x - left - 5, y - top - 5) < 60
+    assert places[0] != places[1]
 
 
 def test_numbers_can_be_read_on_every_colour():

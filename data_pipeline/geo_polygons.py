@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ WGS84 = "OGC:CRS84"
 _COLLECTIONS = {"FeatureCollection": "features", "GeometryCollection": "geometries"}
 _TYPES = ("Polygon", "MultiPolygon", "Feature", *_COLLECTIONS)
 _DEEPEST = 8
+# Only names: GDAL would also take the path or address of a file.
+_CRS_NAME = re.compile(r"(urn:ogc:def:crs:)?[A-Za-z]+:([0-9.]*:)?[A-Za-z0-9]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +141,11 @@ def _crs(content: Mapping[str, Any], name: str) -> str:
     if not isinstance(crs, str):
         raise UserError(f'{name}: crs must be {{"type": "name", "properties": {{"name": "EPSG:..."}}}}')
     from rasterio.crs import CRS
-    from rasterio.errors import CRSError
 
     try:
+        if _CRS_NAME.fullmatch(crs) is None:
+            raise ValueError
         CRS.from_user_input(crs)
-    except CRSError:
-        raise UserError(f"{name}: {crs!r:.60} is no known coordinate system") from None
+    except Exception:  # GDAL's own errors have no base that rasterio exports.
+        raise UserError(f"{name}: {crs!r:.60} is no known coordinate system, such as EPSG:32633") from None
     return crs

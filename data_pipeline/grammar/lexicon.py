@@ -115,7 +115,7 @@ _LABEL_SETS = _table(
 )
 ENTRIES: dict[str, Entry] = {**_SIMPLE, **_FULL, **_LABEL_SETS}
 SIMPLE_WORLD = tuple(_SIMPLE)
-FULL_WORLD = (*_SIMPLE, *_FULL)
+DRAWN_CATEGORIES = {"simple": SIMPLE_WORLD, "full": (*_SIMPLE, *_FULL)}
 PLURALS = {name: entry.plural for name, entry in ENTRIES.items()}
 
 # Names in published label sets -> the table's name.

@@ -16,6 +16,7 @@ CLASSES = {
         {"id": 4, "name": "Farm_land", "kind": "stuff", "colour": [0, 255, 0]},
         {"id": 5, "name": "kiosk", "kind": "thing", "colour": [0, 0, 255]},
         {"id": 6, "name": "swimming pool", "kind": "thing", "colour": [0, 255, 255]},
+        {"id": 7, "name": "car", "kind": "thing", "colour": [255, 255, 0]},  # none is drawn
     ],
     "ignore": [0],
 }

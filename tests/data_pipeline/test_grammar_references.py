@@ -28,7 +28,7 @@ from data_pipeline.synthetic.scene import draw_scene
 
 @pytest.fixture(scope="module")
 def worlds():
-    return [Facts(draw_scene((11, index), 128)) for index in range(60)]
+    return [Facts(draw_scene((11, index), 128, world="simple")) for index in range(60)]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from phrase_reader import PLACES, Reader
 
 from data_pipeline.grammar.facts import Facts
 from data_pipeline.grammar.labels import LabelledObject
-from data_pipeline.grammar.lexicon import ENTRIES, entries_of
+from data_pipeline.grammar.lexicon import DRAWN_CATEGORIES, ENTRIES, entries_of
 from data_pipeline.grammar.records import TEST_SHARES, TRAIN_SHARES, make_instructions
 from data_pipeline.grammar.references import absent_categories, all_references
 from data_pipeline.grammar.targets import overlapping, target_mask
@@ -21,10 +21,15 @@ from data_pipeline.synthetic.scene import draw_scene
 
 @pytest.fixture(scope="module")
 def worlds():
-    """Labelled pictures with their readers: drawn scenes, and random boxes of every category of the table."""
-    images = [draw_scene((11, index), 128) for index in range(30)]
-    images += [random_labels(seed) for seed in range(150)]
-    return [(Facts(image), Reader(image)) for image in images]
+    """Labelled pictures with their readers: drawn scenes of both worlds, and random boxes of every category of the table."""
+    found = []
+    for index in range(24):
+        for world in ("simple", "full"):
+            scene = draw_scene((11, index), 128, world=world, held_out=world == "full" and index % 2 == 1)
+            found.append((Facts(scene, entries_of(DRAWN_CATEGORIES[world])), Reader(scene)))
+    for image in map(random_labels, range(150)):
+        found.append((Facts(image), Reader(image)))
+    return found
 
 
 @pytest.fixture(scope="module")

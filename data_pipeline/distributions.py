@@ -51,7 +51,7 @@ class Distributions:
 
     Attributes:
       dimensions: dimension -> value (or UNKNOWN) -> records.
-      categories: category (or UNKNOWN) -> records.
+      categories: category (or UNKNOWN) -> records that ask for it; one of several categories names them with ", " in between.
       masks: masks of a record (None where they are withheld) -> records.
       shares: targets per bin of SHARE_EDGES; `empty_masks` are in none.
       pixels: targets per bin of PIXEL_EDGES; the same.
@@ -82,7 +82,8 @@ class Distributions:
         """Counts a record of which only this is known; `areas` in pixels, None where withheld; `image_size` is (width, height)."""
         for name, counter in self.dimensions.items():
             counter[getattr(tags, name) or UNKNOWN] += 1
-        self.categories[tags.category or UNKNOWN] += 1
+        category = tags.category or UNKNOWN
+        self.categories.update(dict.fromkeys(category.split(", ") if tags.multiplicity == "multi" else [category], 1))
         self.masks[None if areas is None else len(areas)] += 1
         for pixels in areas or ():
             if pixels:

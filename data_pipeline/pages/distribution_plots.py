@@ -15,7 +15,7 @@ def distribution_plots(found: Mapping[str, Any]) -> Markup:
     made = [section(name.capitalize(), bar_chart(_bars(counts), f"records by {name}")) for name, counts in found["tags"].items()]
     masks = [("1 mask" if count == "1" else f"{count} masks", records) for count, records in found["masks_per_record"].items()]
     made.append(section("Masks per record", bar_chart(masks, "records by number of masks", limit=9)))
-    made.append(section("Category", bar_chart(_bars(found["categories"]), "records by category")))
+    made.append(section("Category", bar_chart(_bars(found["categories"]), "records by category that they ask for")))
     made.append(_target_sizes(found))
     edges, counts = length_bins({int(words): count for words, count in found["instruction_words"].items()})
     made.append(section("Length of instructions", histogram(edges, counts, "words")))

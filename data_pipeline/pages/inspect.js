@@ -16,10 +16,16 @@ function filter() {
     sample.hidden = ![...chosen].every(([dimension, values]) => values.includes(sample.dataset[dimension]));
     shown += !sample.hidden;
   }
-  count.textContent = `${shown} of ${samples.length} shown`;
+  count.textContent = shown ? `${shown} of ${samples.length} shown` : "no sample has all of these";
 }
 
 for (const button of buttons) {
+  const { dimension, value } = button.dataset;
+  const having = samples.filter((sample) => sample.dataset[dimension] === value).length;
+  const number = document.createElement("small");
+  number.textContent = having;
+  button.append(" ", number);
+  button.disabled = !having;
   button.addEventListener("click", () => {
     button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
     filter();

@@ -27,6 +27,8 @@ def test_all_is_shown_and_nothing_is_asked_for_elsewhere(browser, tanks, tmp_pat
 
 
 def test_filters_leave_what_fits(opened):
+    assert opened.text("button[data-value=implicit]") == "implicit 6"
+    assert opened.run("return document.querySelector('button[data-value=part]').disabled")
     opened.click("button[data-value=implicit]")
     assert opened.count(".sample") == opened.count(".sample[data-reasoning=implicit]") == 6
     assert opened.text("#count") == "6 of 16 shown"
@@ -35,6 +37,11 @@ def test_filters_leave_what_fits(opened):
     opened.click("button[data-value=explicit]")
     opened.click("button[data-value=short]")
     assert opened.count(".sample") == opened.count(".sample[data-reasoning=implicit][data-language=short]") == 3, "dimensions narrow down"
+    opened.click("button[data-value=multi]")
+    opened.click("button[data-value=single]")
+    opened.click("button[data-value=long]")
+    opened.click("button[data-value=short]")
+    assert opened.text("#count") == "3 of 16 shown"
 
 
 def opacities(browser, selector):

@@ -23,14 +23,15 @@ def block(pixels):
 
 def test_records_targets_and_images_are_counted():
     found = Distributions()
-    found.add(record(0, (block(200), block(2), block(0)), Tags("part", "multi", "implicit", "long", "wing")))
-    found.add(record(1, (), Tags("part", category="wing"), image="b.png"))
+    found.add(record(0, (block(200), block(2), block(0)), Tags("part", "multi", "implicit", "long", "wing, wing, tail")))
+    found.add(record(1, (), Tags("part", "single", category="wing"), image="b.png"))
     found.add(record(2, None, instruction="lakes"))
     assert (found.records, found.targets, found.images) == (3, 3, 2)
     described = found.to_dict()
     assert described["tags"]["granularity"] == {"part": 2, UNKNOWN: 1}
+    assert described["tags"]["multiplicity"] == {"single": 1, "multi": 1, UNKNOWN: 1}
     assert described["tags"]["language"] == {"long": 1, UNKNOWN: 2}
-    assert described["categories"] == {"wing": 2, UNKNOWN: 1}
+    assert described["categories"] == {"wing": 2, "tail": 1, UNKNOWN: 1}
     assert described["masks_per_record"] == {"0": 1, "3": 1, "withheld": 1}
     assert described["empty_masks"] == 1
     shares = described["target_share"]["counts"]

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data_pipeline.synthetic.palette import STRENGTHS, Colour, Finish
-from data_pipeline.synthetic.shapes import Frame
+from data_pipeline.synthetic.shapes import Frame, Rect
 
 # Odd, so that one sample lies at the centre of the pixel.
 SUPERSAMPLING = 3
@@ -109,6 +109,11 @@ class Canvas:
         surfaces = np.broadcast_to(surfaces, len(placed))[inside].tolist()
         for corners, surface in zip(placed.reshape(len(placed), 2 * shapes.shape[1])[inside].tolist(), surfaces, strict=True):
             self._paint(corners, surface)
+
+    def rects(self, rects: Sequence[Rect], surface: int) -> None:
+        """Paints many upright rectangles, or none."""
+        if rects:
+            self.polygons(np.stack([rect.corners() for rect in rects]), surface)
 
     def discs(self, centres: np.ndarray, radii: np.ndarray, surfaces: Sequence[int]) -> None:
         """Paints many discs: `centres` [n, 2], `radii` [n]."""

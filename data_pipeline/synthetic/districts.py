@@ -57,6 +57,11 @@ _DISTRICT_THEMES = (("town", 0.4), ("farmland", 0.2), ("lakeland", 0.12), ("spor
 _STRAIGHT_SHARE = 0.3
 # Where the layout is squeezed more than this, nothing of fixed proportions is laid.
 _SQUEEZED = 0.86
+# Half the length of a vehicle without its rounded ends, the distance at which two are clear of one another, and the side of the squares
+# in which neighbours are looked for.
+_KEEL = {"car": 1.4, "truck": 4.4, "bus": 5.1}
+_ABREAST = 3.4
+_CELL = 16.0
 # The land drawn reaches this far beyond the picture's middle, in extents, so that a turned and bent layout covers the picture.
 _REACH, _BENT_REACH = 0.72, 0.92
 
@@ -83,9 +88,11 @@ def make_full_plan(extent: float, rng: np.random.Generator, held_out: bool) -> P
         if min(rect.width, rect.height) > 12:
             grounds.settle(rect)
     busy = 1.0 if plan.theme in ("town", "sports", "coast") else 0.5
+    standing = len(plan.vehicles)
     for street in plan.streets:
         town.drive(plan, street, busy, rng)
-    _send_buses(plan, rng)
+    _send_buses(plan, standing, rng)
+    plan.vehicles[standing:] = _without_collisions(plan.vehicles[standing:])
     for circle in plan.roundabouts:
         _clear(plan, circle.centre, circle.radius + 2.5)
         _circle(plan, circle, rng)
@@ -252,17 +259,29 @@ def _park_askew(plan: Plan, rng: np.random.Generator) -> None:
     plan.aircraft = [dataclasses.replace(plane, heading=plane.heading + turn) for plane in plan.aircraft]
 
 
-def _send_buses(plan: Plan, rng: np.random.Generator) -> None:
-    """Makes some of the trucks in the streets buses, which are a little longer."""
-    for number, vehicle in enumerate(plan.vehicles):
-        if vehicle.kind == "truck" and rng.random() < 0.4 and _on_street(plan, vehicle):
+def _send_buses(plan: Plan, first: int, rng: np.random.Generator) -> None:
+    """Makes buses of some of the trucks from vehicle number `first` on, those in the streets."""
+    for number in range(first, len(plan.vehicles)):
+        if plan.vehicles[number].kind == "truck" and rng.random() < 0.45:
             colour = town.pick((("red", 0.35), ("yellow", 0.25), ("white", 0.2), ("blue", 0.2)), rng)
-            plan.vehicles[number] = dataclasses.replace(vehicle, kind="bus", colour=colour)
+            plan.vehicles[number] = dataclasses.replace(plan.vehicles[number], kind="bus", colour=colour)
 
 
-def _on_street(plan: Plan, vehicle: Vehicle) -> bool:
-    x, y = vehicle.centre
-    return any(s.rect.x0 < x < s.rect.x1 and s.rect.y0 < y < s.rect.y1 for s in plan.streets)
+def _without_collisions(vehicles: list[Vehicle]) -> list[Vehicle]:
+    """Those of `vehicles` that touch none before them: where streets meet, two may want the same place."""
+    taken: dict[tuple[int, int], list[list[Point]]] = {}
+    kept = []
+    for vehicle in vehicles:
+        x, y = vehicle.centre
+        reach = _KEEL[vehicle.kind]
+        dx, dy = reach * math.cos(vehicle.heading), reach * math.sin(vehicle.heading)
+        keel = [(x - dx, y - dy), (x - dx / 3, y - dy / 3), (x + dx / 3, y + dy / 3), (x + dx, y + dy)]
+        cell = (math.floor(x / _CELL), math.floor(y / _CELL))
+        near = (other for a in (-1, 0, 1) for b in (-1, 0, 1) for other in taken.get((cell[0] + a, cell[1] + b), ()))
+        if all(math.dist(p, q) > _ABREAST for other in near for p in keel for q in other):
+            taken.setdefault(cell, []).append(keel)
+            kept.append(vehicle)
+    return kept
 
 
 def _clear(plan: Plan, centre: Point, radius: float) -> None:

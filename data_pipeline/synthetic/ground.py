@@ -142,8 +142,8 @@ def draw_apron(canvas: Canvas, apron: Apron, owner: int, rng: np.random.Generato
     canvas.polygon(rect.corners(), slabs)
     half = max(0.1, canvas.view.metres_per_pixel / 6)
     x, y = np.arange(rect.x0 + 7.5, rect.x1 - 2, 7.5), np.arange(rect.y0 + 7.5, rect.y1, 7.5)
-    canvas.polygons(np.stack([Rect(at - half, rect.y0, at + half, rect.y1).corners() for at in x]), joint)
-    canvas.polygons(np.stack([Rect(rect.x0, at - half, rect.x1, at + half).corners() for at in y]), joint)
+    canvas.rects([Rect(at - half, rect.y0, at + half, rect.y1) for at in x], joint)
+    canvas.rects([Rect(rect.x0, at - half, rect.x1, at + half) for at in y], joint)
     stain = canvas.surface(palette.lit(colour, 0.94), palette.PAVED, owner)
     count = int(rect.height / 12)
     places = rng.uniform((rect.x0 + 4, rect.y0), (rect.x1 - 4, rect.y1), (count, 2))
@@ -181,7 +181,7 @@ def draw_runway(canvas: Canvas, runway: Runway, owner: int, rng: np.random.Gener
         canvas.polygon(Rect(edge - 0.45, rect.y0, edge + 0.45, rect.y1).corners(), paint)
     keys = runway.threshold
     dashes = [y for y in np.arange(rect.y0, rect.y1, 17.0) if keys is None or abs(y + 4.5 - keys) > 22]
-    canvas.polygons(np.stack([Rect(x - 0.5, y, x + 0.5, y + 9).corners() for y in dashes]), paint)
+    canvas.rects([Rect(x - 0.5, y, x + 0.5, y + 9) for y in dashes], paint)
     if keys is None:
         return
     for number in range(5):

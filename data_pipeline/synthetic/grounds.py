@@ -53,8 +53,7 @@ def _frame_lines(canvas: Canvas, rect: Rect, paint: int, half: float) -> None:
 
 def _bars(canvas: Canvas, places: Sequence[tuple[float, float, float, float]], surface: int) -> None:
     """Rectangles (x0, y0, x1, y1)."""
-    for x0, y0, x1, y1 in places:
-        canvas.polygon(Rect(x0, y0, x1, y1).corners(), surface)
+    canvas.rects([Rect(*place) for place in places], surface)
 
 
 def _draw_tennis_court(canvas: Canvas, ground: SportsGround, owner: int, rng: np.random.Generator) -> None:

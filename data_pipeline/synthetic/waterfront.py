@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipeline.synthetic import palette
 from data_pipeline.synthetic.plan import Beach, Building, Crate, Patch, Pier, Plan, Sea, Ship, Street, Vehicle
-from data_pipeline.synthetic.shapes import Frame, Point, Rect, arc, box, turned
+from data_pipeline.synthetic.shapes import Frame, Point, Rect, arc, box, densified, turned
 from data_pipeline.synthetic.town import pick
 
 # kind: lengths in metres, width by length, colours.
@@ -189,7 +189,7 @@ def _furnish_quay(plan: Plan, quay: Rect, rng: np.random.Generator) -> None:
 
 def _sail(plan: Plan, shore: np.ndarray, world: Rect, kinds: tuple[tuple[str, float], ...], rng: np.random.Generator) -> None:
     """Ships on open water, most of them under way, none near another, a pier or the shore."""
-    piers = np.concatenate([p.frame.place(r.corners()) for p in plan.piers for r in p.rects] or [np.zeros((0, 2))])
+    piers = np.concatenate([p.frame.place(densified(r.corners(), 6.0)) for p in plan.piers for r in p.rects] or [np.zeros((0, 2))])
     edge = float(shore[:, 0].max())
     room = world.x1 - edge
     for _ in range(int(rng.integers(2, 6)) * max(1, round((plan.extent / 250) ** 1.5))):
@@ -228,11 +228,14 @@ def _nearest(point: Point, places: np.ndarray) -> float:
 
 
 def keep_apart(plan: Plan) -> None:
-    """Takes away ships whose hulls, as discs along their length, touch one that came before or a pier that is not theirs."""
+    """Takes away ships whose hulls, as discs along their length, touch one that came before or lie on a pier."""
     kept: list[Ship] = []
     discs: list[np.ndarray] = []
+    decks = [(pier.frame, rect) for pier in plan.piers for rect in pier.rects]
     for ship in plan.ships:
         mine = _spine(ship)
+        if any(_on_deck(mine, frame, rect) for frame, rect in decks):
+            continue
         clear = all(
             np.sqrt(((mine[:, None, :2] - other[None, :, :2]) ** 2).sum(-1)).min() > (mine[0, 2] + other[0, 2]) * 0.98 for other in discs
         )
@@ -240,6 +243,13 @@ def keep_apart(plan: Plan) -> None:
             kept.append(ship)
             discs.append(mine)
     plan.ships = kept
+
+
+def _on_deck(spine: np.ndarray, frame: Frame, rect: Rect) -> bool:
+    """Whether a hull with the discs `spine` [n, 3] lies on the deck `rect` of a pier in `frame`; alongside is not on it."""
+    local = turned(spine[:, :2] - frame.centre, -frame.heading, (0.0, 0.0))
+    away = np.maximum(0.0, np.abs(local - rect.centre) - (rect.width / 2, rect.height / 2))
+    return bool((np.hypot(away[:, 0], away[:, 1]) < 0.95 * spine[:, 2]).any())
 
 
 def _spine(ship: Ship) -> np.ndarray:

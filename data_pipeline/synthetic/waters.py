@@ -59,5 +59,5 @@ def draw_pier(canvas: Canvas, pier: Pier, owner: int, rng: np.random.Generator) 
                 joints = [Rect(x - half, rect.y0, x + half, rect.y1) for x in np.arange(rect.x0 + 8, rect.x1 - 2, 8.0)]
                 kerb = 0.5
                 joints += [Rect(rect.x0 + 1.5, y, rect.x1, y + kerb) for y in (rect.y0, rect.y1 - kerb)]
-            if joints and canvas.view.metres_per_pixel < 1.5:
-                canvas.polygons(np.stack([joint.corners() for joint in joints]), dark)
+            if canvas.view.metres_per_pixel < 1.5:
+                canvas.rects(joints, dark)

@@ -119,6 +119,12 @@ def test_any_size_and_resolution(size, metres_per_pixel, world):
     assert scene.image.std() > 5
 
 
+def test_close_views_of_little_ground_can_be_drawn():
+    for index in (43, 57, 99, 120, 204):
+        for world in WORLDS:
+            assert draw_scene((77, index), 64, 0.05, world=world).image.shape == (64, 64, 3)
+
+
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_key_decides_every_byte(world):
     one, same, other = (draw_scene(key, 96, world=world) for key in ((5, 0, 3), (5, 0, 3), (5, 1, 3)))

@@ -67,11 +67,6 @@ def decode_box(rle: Mapping[str, Any], name: str = "mask") -> tuple[int, int, np
     return top, left, np.ascontiguousarray(columns[:, top:bottom])
 
 
-def area(rle: Mapping[str, Any], name: str = "mask") -> int:
-    """The foreground pixels of `decode(rle)`, without the mask being made. Raises UserError as `decode` does."""
-    return int(_checked(rle, name)[1][1::2].sum())
-
-
 def _checked(rle: Mapping[str, Any], name: str) -> tuple[tuple[int, int], np.ndarray]:
     """Size and run lengths of an RLE, the lengths summing up to the size."""
     if not isinstance(rle, Mapping) or "size" not in rle or "counts" not in rle:

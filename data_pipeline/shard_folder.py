@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from data_pipeline.manifest import read_manifest
+from data_pipeline.random_access import is_remote
 from data_pipeline.schema import MANIFEST, Record
 from data_pipeline.tf_example import decode_head
 from data_pipeline.tfrecord import TFRecordSource
@@ -41,6 +42,8 @@ class RecordSource(Protocol):
 
     # Tells one data set from another in the state of a loader; empty if unknown.
     digest: str
+    # Whether reading a record waits for a network.
+    remote: bool
 
     def __len__(self) -> int: ...
 
@@ -66,6 +69,7 @@ class ShardedRecords:
     def __init__(self, folder: str | os.PathLike[str], split: str = "train"):
         """Raises UserError naming the folder if it is no finished build or lacks the split."""
         self.folder = epath.Path(folder)
+        self.remote = is_remote(self.folder)
         splits = read_manifest(self.folder)["splits"]
         if split not in splits:
             raise UserError(f"{folder}: holds no split {split!r}; it has {', '.join(splits)}")
@@ -94,7 +98,7 @@ class ShardedRecords:
     def texts(self, index: int) -> Texts:
         """The words of a record; UserError naming it if it is damaged. Only the head of the record is read, and not verified."""
         try:
-            head = decode_head(self._examples.head(index, _HEAD_BYTES))
+            head = decode_head(self._examples.head(index, _HEAD_BYTES), ("instruction", "answer"))
             return Texts(head["instruction"][0].decode(), head["answer"][0].decode())
         except (ValueError, KeyError, IndexError, AttributeError):
             record = self[index]
@@ -108,6 +112,7 @@ class ListedRecords:
     """Records in memory, for small sets."""
 
     digest = ""
+    remote = False
 
     def __init__(self, records: Sequence[Record]):
         self._records = list(records)
@@ -138,6 +143,7 @@ class MixedRecords:
         self._starts = np.cumsum([0, *self.sizes])
         self.masks_per_record = np.concatenate([source.masks_per_record for source in sources])
         self.digest = "+".join(source.digest for source in sources)
+        self.remote = any(source.remote for source in sources)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

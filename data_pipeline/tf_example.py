@@ -10,7 +10,7 @@ worker process. The message is three nested maps of length-delimited fields:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 _VARINT, _DELIMITED = 0, 2
 _BYTES_LIST, _INT64_LIST = 1, 3
@@ -42,22 +42,27 @@ def decode_example(data: bytes) -> dict[str, list[bytes] | list[int]]:
     return dict(_feature(message) for _, entries in _fields(memoryview(data)) for _, message in _fields(entries))
 
 
-def decode_head(head: bytes) -> dict[str, list[bytes] | list[int]]:
-    """The features that are whole within the first bytes of a serialized Example; ValueError if it is malformed before."""
+def decode_head(head: bytes, names: Collection[str]) -> dict[str, list[bytes] | list[int]]:
+    """Those of the features `names` that are whole within the first bytes of a serialized Example.
+
+    Reading ends when all are found. Raises ValueError if the message is malformed before that.
+    """
     data = memoryview(head)
+    wanted = {name.encode(): name for name in names}
     features: dict[str, list[bytes] | list[int]] = {}
     at = 0
     try:
         _, at = _read_varint(data, at)  # The tag and the length of the one field that holds all others.
         _, at = _read_varint(data, at)
-        while at < len(data):
+        while at < len(data) and len(features) < len(wanted):
             _, start = _read_varint(data, at)
             length, start = _read_varint(data, start)
-            if start + length > len(data):
-                break
-            name, values = _feature(data[start : start + length])
-            features[name] = values
             at = start + length
+            if at > len(data):
+                break
+            key, value = _parts(data[start:at])
+            if bytes(key) in wanted:
+                features[wanted[bytes(key)]] = _values(value)
     except IncompleteNumber:
         pass  # The head ends between two features.
     return features
@@ -65,10 +70,15 @@ def decode_head(head: bytes) -> dict[str, list[bytes] | list[int]]:
 
 def _feature(entry: memoryview) -> tuple[str, list[bytes] | list[int]]:
     """Name and values of one feature."""
+    key, value = _parts(entry)
+    return bytes(key).decode(), _values(value)
+
+
+def _parts(entry: memoryview) -> tuple[memoryview, memoryview]:
     parts = dict(_fields(entry))
     if 1 not in parts or 2 not in parts:
         raise ValueError("an entry of the Example lacks its name or its value")
-    return bytes(parts[1]).decode(), _values(parts[2])
+    return parts[1], parts[2]
 
 
 def _values(feature: memoryview) -> list[bytes] | list[int]:
@@ -96,6 +106,8 @@ def _varint(value: int) -> bytes:
 
 
 def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
+    if at < len(data) and data[at] < 0x80:  # Nearly all numbers are this small.
+        return data[at], at + 1
     value = 0
     for group in range(10):
         if at >= len(data):

@@ -76,14 +76,15 @@ def test_the_head_of_a_message_holds_the_small_features():
     names = [name for name, _ in sorted(FEATURES.items(), key=lambda item: data.index(item[0].encode()))]
     assert names[-1] == "image/encoded"
     for length in range(len(data) + 1):
-        found = decode_head(data[:length])
+        found = decode_head(data[:length], FEATURES)
         assert list(found) == names[: len(found)]
         assert found == {name: FEATURES[name] for name in found}
     assert found == FEATURES
     # All but the image is known from the bytes before it.
-    assert list(decode_head(data[: data.index(b"image/encoded")])) == names[:-1]
+    assert list(decode_head(data[: data.index(b"image/encoded")], FEATURES)) == names[:-1]
+    assert decode_head(data, ["name", "absent"]) == {"name": FEATURES["name"]}
 
 
 def test_a_malformed_head_is_refused():
     with pytest.raises(ValueError, match="lacks its name"):
-        decode_head(b"\x0a\x7f\x0a\x02\x12\x00")
+        decode_head(b"\x0a\x7f\x0a\x02\x12\x00", ["name"])

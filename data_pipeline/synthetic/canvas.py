@@ -45,10 +45,10 @@ class View:
 class Canvas:
     """Paints surfaces in the layout's frame: metres, origin at the picture's centre, y downwards."""
 
-    def __init__(self, view: View, tint: Callable[[Colour, Finish], Colour] | None = None):
-        """`tint`, where there is one, turns the colour of every surface into the one that the season and the camera show."""
+    def __init__(self, view: View, look: Callable[[Colour, Finish], tuple[Colour, Finish]] | None = None):
+        """`look`, where there is one, turns colour and finish of every surface into those that the season and the camera show."""
         self.view = view
-        self._tint = tint
+        self._look = look
         side = view.size * SUPERSAMPLING
         self._samples = Image.new("I;16" if view.extent <= _NARROW_EXTENT else "I", (side, side), 0)
         self._shadows = Image.new("L", (side, side), 0)
@@ -71,7 +71,9 @@ class Canvas:
 
     def surface(self, colour: Colour, finish: Finish, owner: int = 0, part: int = 0) -> int:
         """The number of a new surface that belongs to object `owner` (0: to none) and to its part `part` (0: to none)."""
-        self._colours.append(colour if self._tint is None else self._tint(colour, finish))
+        if self._look is not None:
+            colour, finish = self._look(colour, finish)
+        self._colours.append(colour)
         self._finishes.append(finish)
         self._owners.append((owner, part))
         return len(self._colours) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -32,7 +33,7 @@ _FORESTS: dict[str, tuple[Colour, ...]] = {
     "autumn": ((122, 92, 46), (176, 110, 46), (190, 148, 56), (72, 86, 44), (142, 66, 42)),
     "winter": ((88, 80, 68), (104, 92, 80), (52, 72, 48)),
 }
-_SNOW: Colour = (236, 240, 246)
+_SNOW: Colour = (222, 227, 236)
 # How much of each material a fresh cover of snow hides; roads, water and machines are kept clear.
 _SNOW_SHARES = {"grass": 0.9, "crop": 0.66, "soil": 0.75, "sand": 0.15, "leaf": 0.3, "roof": 0.82, "paved": 0.12}
 # Near infrared of each material, as (share of the visible brightness, what is added): leaves are bright, water is black.
@@ -85,13 +86,14 @@ class Conditions:
         """Whether people lie on the beach."""
         return self.season in ("spring", "summer")
 
-    def tint(self, colour: Colour, finish: Finish) -> Colour:
-        """The colour that a surface of `colour` and `finish` has in the picture."""
+    def look(self, colour: Colour, finish: Finish) -> tuple[Colour, Finish]:
+        """Colour and finish that a surface of `colour` and `finish` has in the picture."""
         turned = _TURNED[self.season].get(finish.material)
         if turned is not None:
             colour = mixed(colour, *turned)
         if self.snow:
-            colour = mixed(colour, _SNOW, self.snow * _SNOW_SHARES.get(finish.material, 0.0))
+            cover = self.snow * _SNOW_SHARES.get(finish.material, 0.0)
+            colour, finish = mixed(colour, _SNOW, cover), _snowed(finish, cover)
         if self.bands == "false colour":
             share, more = _INFRARED.get(finish.material, (1.0, 0))
             # What is red to the eye is bright beyond it too.
@@ -99,7 +101,7 @@ class Conditions:
             frozen = self.snow * _SNOW_SHARES.get(finish.material, 0.0)
             near_infrared = brightness * (share + (1 - share) * frozen) + more * (1 - frozen)
             colour = (int(min(255, near_infrared)), colour[0], colour[1])
-        return colour
+        return colour, finish
 
     @property
     def trees(self) -> tuple[Colour, ...]:
@@ -110,6 +112,12 @@ class Conditions:
     def forest(self) -> tuple[Colour, ...]:
         """The colours of a forest, the commonest first."""
         return _FORESTS[self.season]
+
+
+@functools.lru_cache(maxsize=256)
+def _snowed(finish: Finish, cover: float) -> Finish:
+    """Snow is smoother than what it covers."""
+    return dataclasses.replace(finish, grain=finish.grain * (1 - 0.5 * cover), mottle=finish.mottle * (1 - 0.7 * cover))
 
 
 _COVERED = ("building", "field", "tennis court", "basketball court", "running track", "storage tank")

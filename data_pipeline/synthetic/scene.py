@@ -63,7 +63,7 @@ def draw_scene(
         sun=float(view_rng.uniform(0, 2 * math.pi)),
         slant=conditions.slant,
     )
-    canvas = Canvas(view, conditions.tint)
+    canvas = Canvas(view, conditions.look)
     plan = make_full_plan(view.extent, plan_rng, held_out)
     objects = painting.paint(canvas, plan, paint_rng, conditions)
     owner_of, part_of = canvas.owner_tables()

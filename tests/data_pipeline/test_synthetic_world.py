@@ -263,8 +263,8 @@ def test_all_seasons_bands_and_faults_are_drawn():
 def test_snow_whitens_roofs_and_grass_and_hides_their_colours():
     snow, clear = Conditions(season="winter", snow=1.0), Conditions()
     for finish in (GRASSY, ROOF):
-        assert min(snow.tint((120, 60, 40), finish)) > 180
-        assert clear.tint((120, 60, 40), finish) == (120, 60, 40)
+        assert min(snow.look((120, 60, 40), finish)[0]) > 170
+        assert clear.look((120, 60, 40), finish) == ((120, 60, 40), finish)
     assert not snow.shows_colour_of("building")
     assert snow.shows_colour_of("car")
     assert not Conditions(bands="panchromatic").shows_colour_of("car")
@@ -272,7 +272,7 @@ def test_snow_whitens_roofs_and_grass_and_hides_their_colours():
 
 def test_leaves_are_bright_in_the_infrared_and_water_is_black():
     infrared = Conditions(bands="false colour")
-    leaf, water = (infrared.tint((60, 90, 50), Finish(material=material))[0] for material in ("leaf", "water"))
+    leaf, water = (infrared.look((60, 90, 50), Finish(material=material))[0][0] for material in ("leaf", "water"))
     assert leaf > 140
     assert water < 20
 

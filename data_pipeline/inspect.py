@@ -84,7 +84,9 @@ def _look(
                     image, masks = decoded(record)
                     cards.append(sample_card(record, make_picture(image, masks, _SIDE, _JPEG_BYTES)))
             progress.add(1)
-    return distributions, cards, rejected
+    # Neighbours often share an image: mixed, the first samples that are seen differ.
+    mixed = np.random.default_rng(seed).permutation(len(cards)).tolist()
+    return distributions, [cards[place] for place in mixed], rejected
 
 
 def _loaded(row: Annotation | Rejection) -> Record | Rejection:

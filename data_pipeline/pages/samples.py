@@ -81,6 +81,7 @@ def sample_card(record: Record, picture: Picture) -> Markup:
         element("ul", *chips, class_="chips") if chips else None,
         element("p", f"{record.record_id} · {record.source} · {record.image_name} · {record.width} × {record.height}", class_="origin"),
         class_="sample",
+        data_id=record.record_id,
         **{f"data_{name}": tags.get(name, "") for name in DIMENSIONS},
     )
 

@@ -54,7 +54,7 @@ def opacities(browser, selector):
 
 
 def test_a_phrase_that_is_pointed_at_shows_its_mask_alone(opened):
-    sample = ".sample:nth-child(4)"
+    sample = ".sample[data-id=row3]"
     opened.run("document.querySelector(arguments[0]).scrollIntoView()", sample)
     opened.point_at(f"{sample} mark[data-mask='1']")
     shown = opacities(opened, f"{sample} .layer")
@@ -92,7 +92,9 @@ def test_words_of_the_data_are_never_run(browser, tanks, tmp_path):
     browser.complaints()
     browser.open(inspect_source("lasers", tanks, "train", tmp_path / "page"))
     assert browser.text(".instruction") == attack
-    assert browser.text(".origin").startswith(f"0{attack} · ")
+    ids = browser.run("return [...document.querySelectorAll('.sample')].map(sample => sample.dataset.id)")
+    assert set(ids) == {f"{number}{attack}" for number in range(ROWS) if number != 3}
+    assert browser.text(".origin").startswith(f"{ids[0]} · ")
     assert browser.count("td") == 2, "the row whose image does not exist is listed"
     assert browser.run("return document.title") == "LaSeRS · train"
     assert browser.complaints() == []

@@ -3,8 +3,9 @@
     python -m benchmarks.loader [--real DIR] [--output benchmarks/results/loader.json]
 
 All three get the same images, the same number of worker processes and the same processors (they are pinned to one per worker), and are
-asked for batches in turns. Samples per second per processor are medians over the turns; ratios compare medians. `--real` adds the images
-of 1024 x 1024 pixels of a data set in the LaSeRS layout. Needs torch and pycocotools; OpenCV is used where it is installed.
+asked for batches in turns. Samples per second per processor are medians over the turns; ratios compare medians. Where other programs
+run on the machine, the processor time that a sample takes, of all processes together, says more. `--real` adds the images of 1024 x 1024
+pixels of a data set in the LaSeRS layout. Needs torch and pycocotools; OpenCV is used where it is installed.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from data_pipeline.order import Slot
 from data_pipeline.rows import LoaderConfig, MakeRow, collate
 from data_pipeline.shard_folder import ShardedRecords
 from segearth_r2_jax.inputs.conversation import encode_training, expand
-from segearth_r2_jax.inputs.image_processing import squash
-from segearth_r2_jax.inputs.image_reading import decode_image
+from segearth_r2_jax.inputs.image_processing import squash_picture
+from segearth_r2_jax.inputs.image_reading import decode_picture
 from segearth_r2_jax.inputs.letterbox import Letterbox
 from segearth_r2_jax.inputs.tokenizer import load_tokenizer
 
@@ -70,13 +71,17 @@ def measure(folder: Path, shards: Path, workers: int, settings: Settings) -> dic
                 "decode and resize only": stack.enter_context(contextlib.closing(contenders.decode_loop(folder, TOKENIZER, workers))),
             }
             rates: dict[str, list[float]] = {name: [] for name in running}
+            costs: dict[str, list[float]] = {name: [] for name in running}
             for _ in range(settings.rounds):
                 for name, samples in running.items():
-                    rates[name].append(_rate(samples, settings) / workers)
+                    rate, cost = _rate(samples, settings)
+                    rates[name].append(rate / workers)
+                    costs[name].append(cost)
     finally:
         os.sched_setaffinity(0, everything)
-    found = {name: {**_summary(values), "rounds": [round(value, 2) for value in values]} for name, values in rates.items()}
+    found, taken = ({name: _summary(values) for name, values in measured.items()} for measured in (rates, costs))
     mine, torch, loop = (found[name]["median"] for name in rates)
+    mine_taken, torch_taken, loop_taken = (taken[name]["median"] for name in costs)
     return {
         "workers": workers,
         "processors": len(processors),
@@ -84,20 +89,34 @@ def measure(folder: Path, shards: Path, workers: int, settings: Settings) -> dic
         "samples_per_second_per_processor": found,
         "ratio_to_pytorch": round(mine / torch, 3),
         "ratio_to_decode_and_resize": round(mine / loop, 3),
+        "processor_milliseconds_per_sample": taken,
+        "ratio_to_pytorch_by_processor_time": round(torch_taken / mine_taken, 3),
+        "ratio_to_decode_and_resize_by_processor_time": round(loop_taken / mine_taken, 3),
     }
 
 
-def _rate(samples: Iterator[int], settings: Settings) -> float:
-    """Samples per second over some batches, after those that had been waiting are gone."""
+def _rate(samples: Iterator[int], settings: Settings) -> tuple[float, float]:
+    """Samples per second, and processor milliseconds per sample, over some batches, after those that had been waiting are gone."""
     for _ in range(settings.warm_up):
         next(samples)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), _processor_seconds()
     count = sum(next(samples) for _ in range(settings.batches))
-    return count / (time.perf_counter() - start)
+    return count / (time.perf_counter() - start), 1000 * (_processor_seconds() - before) / count
 
 
-def _summary(values: list[float]) -> dict[str, float]:
-    return {"median": round(statistics.median(values), 2), "min": round(min(values), 2), "max": round(max(values), 2)}
+def _processor_seconds() -> float:
+    """What this process and its children have used so far."""
+    ticks = 0
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(entry.name) == os.getpid() or int(fields[1]) == os.getpid():
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _summary(values: list[float]) -> dict[str, Any]:
+    return {"median": round(statistics.median(values), 2), "rounds": [round(value, 2) for value in values]}
 
 
 def stages(shards: Path, repeats: int = 40) -> dict[str, float]:
@@ -125,10 +144,10 @@ def stages(shards: Path, repeats: int = 40) -> dict[str, float]:
     for number in range(repeats):
         index = usable[number % len(usable)]
         record = timed("read, verify and parse the record", lambda index=index: records[index])
-        image = timed("decode the image", lambda record=record: decode_image(record.image_bytes, "image"))
-        height, width = image.shape[:2]
-        timed("letterbox for Swin", lambda image=image, h=height, w=width: Letterbox(h, w, config.image_size).place_image(image))
-        timed("resize for SigLIP", lambda image=image: squash(image, config.siglip_size))
+        picture = timed("decode the image", lambda record=record: decode_picture(record.image_bytes, "image"))
+        width, height = picture.size
+        timed("letterbox for Swin", lambda p=picture: Letterbox(p.height, p.width, config.image_size).place_picture(p))
+        timed("resize for SigLIP", lambda p=picture: squash_picture(p, config.siglip_size))
         timed("decode the masks", lambda r=record, h=height, w=width: cut_masks(r.masks, h, w, config.mask_canvas, "record"))
         timed(
             "tokenize",

@@ -56,18 +56,22 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return np.array(_read(path, header, str(path)))
+    return _as_array(_read(path, header, str(path)))
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """The picture in the encoded bytes `data`, uint8 [h, w, 3] RGB; errors (UserError) begin with `name`."""
-    return np.array(_read(data, data[:_HEADER_BYTES], name))
+    return _as_array(_read(data, data[:_HEADER_BYTES], name))
 
 
 def decode_picture(data: bytes, name: str) -> Image.Image:
     """The picture of `decode_image` as Pillow's own image, which resizes without being converted there and back."""
     picture = _read(data, data[:_HEADER_BYTES], name)
     return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+
+
+def _as_array(picture: np.ndarray | Image.Image) -> np.ndarray:
+    return np.array(picture) if isinstance(picture, Image.Image) else picture
 
 
 def _read(source: Path | bytes, header: bytes, name: str) -> np.ndarray | Image.Image:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.inputs import image_reading
-from segearth_r2_jax.inputs.image_reading import decode_image, read_image
+from segearth_r2_jax.inputs.image_reading import decode_image, decode_picture, read_image
 
 H, W = 20, 30
 RNG = np.random.default_rng(0)
@@ -191,6 +191,18 @@ def test_encoded_bytes_read_like_the_file(tmp_path, rasterio):
     buffer = io.BytesIO()
     Image.fromarray(RGB).save(buffer, "png")
     np.testing.assert_array_equal(decode_image(buffer.getvalue(), "a"), RGB)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "I;16"])
+def test_the_picture_of_pillow_is_the_same(mode):
+    buffer = io.BytesIO()
+    image = Image.fromarray(DEEP[0]) if mode == "I;16" else Image.fromarray(RGB).convert(mode)
+    exif = Image.Exif()
+    exif[274] = 6  # Turned by a quarter.
+    image.save(buffer, "TIFF" if mode == "CMYK" else "PNG", exif=exif)
+    found = decode_picture(buffer.getvalue(), "picture")
+    assert found.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(found), decode_image(buffer.getvalue(), "picture"))
 
 
 def test_one_pixel(tmp_path):

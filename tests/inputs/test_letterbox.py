@@ -98,3 +98,20 @@ def test_what_is_no_image_is_refused():
         Letterbox(4, 5, 64).place_image(np.zeros((5, 4, 3), np.uint8))
     with pytest.raises(ValueError, match="square"):
         Letterbox(4, 5, 64).restore(np.zeros((5, 4), np.float32))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [64, 128])
+def test_an_image_of_pillow_gives_the_same_frame(shape, size):
+    image = picture(*shape)
+    box = Letterbox(*shape, size)
+    np.testing.assert_array_equal(box.place_picture(Image.fromarray(image)), box.place_image(image))
+
+
+def test_an_image_that_fills_the_frame_is_not_changed():
+    image = picture(64, 64)
+    np.testing.assert_array_equal(Letterbox(64, 64, 64).place_image(image), image)
+    with pytest.raises(ValueError, match="expected an RGB image of 64 x 64, got L 64 x 64"):
+        Letterbox(64, 64, 64).place_picture(Image.fromarray(image).convert("L"))
+    with pytest.raises(ValueError, match="expected an RGB image of 64 x 32, got RGB 64 x 64"):
+        Letterbox(32, 64, 64).place_picture(Image.fromarray(image))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data_pipeline.grammar.labels import LabelledImage, LabelledObject
-from data_pipeline.grammar.lexicon import AIRCRAFT_PART_WORDS, GENERAL, SIMPLE_WORLD, Entry, PartWord, entries_of
+from data_pipeline.grammar.lexicon import AIRCRAFT_PART_WORDS, GENERAL, NAMESAKES, SIMPLE_WORLD, Entry, PartWord, entries_of
 from data_pipeline.grammar.outlines import Outlines
 
 # How clear a comparison must be before an instruction may rest on it.
@@ -135,10 +135,10 @@ class Facts:
         return [fact for category in categories for fact in self.by_category.get(category, [])]
 
     def clear(self, category: str) -> bool:
-        """Whether no other category is seen whose labels may hold some of this one's things, or the other way round."""
-        return not any(self.of(*GENERAL.get(category, ()))) and not any(
-            self.of(general) for general, special in GENERAL.items() if category in special
-        )
+        """Whether no other category is seen that its name could mean, or whose labels may hold some of its things."""
+        if self.of(*GENERAL.get(category, ()), *NAMESAKES.get(category, ())):
+            return False
+        return not any(self.of(general) for general, special in GENERAL.items() if category in special)
 
     @functools.cached_property
     def _part_areas(self) -> np.ndarray:
@@ -178,17 +178,24 @@ class Facts:
     def nearest_to(self, candidates: list[Fact], anchor: Fact) -> Fact | None:
         """The candidate that is clearly nearest to `anchor`, by its middle and by its edge alike, or None."""
         middles = np.array([(c.x * self.width, c.y * self.height) for c in candidates])
-        by_middle = self.outlines.distances_of_points(middles, anchor.thing.number) / max(self.height, self.width)
+        side = max(self.height, self.width)
+        by_middle = self.outlines.distances_of_points(middles, anchor.thing.number)
         nearest = int(np.argmin(by_middle))
-        if not _clearly_least(by_middle, nearest):
+        others = [n for n in range(len(candidates)) if n != nearest]
+        if any(by_middle[n] < _clearly_more(by_middle[nearest], side) for n in others):
             return None
-        by_edge = self.outlines.distances([c.thing.number for c in candidates], anchor.thing.number) / max(self.height, self.width)
-        return candidates[nearest] if _clearly_least(by_edge, nearest) else None
+        bound = _clearly_more(self.outlines.distance(candidates[nearest].thing.number, anchor.thing.number), side)
+        for n in others:
+            number = candidates[n].thing.number
+            # No pixel of it is nearer than its middle by more than its radius.
+            may_be_near = by_middle[n] - self.outlines.radius(number, middles[n]) < bound
+            if may_be_near and self.outlines.distance(number, anchor.thing.number) < bound:
+                return None
+        return candidates[nearest]
 
 
-def _clearly_least(distances: np.ndarray, chosen: int) -> bool:
-    others = np.delete(distances, chosen)
-    return others.size == 0 or bool(others.min() >= max(NEARER * distances[chosen], distances[chosen] + 0.03))
+def _clearly_more(distance: float, side: int) -> float:
+    return max(NEARER * distance, distance + 0.03 * side)
 
 
 def _near_third(values: np.ndarray) -> np.ndarray:

@@ -179,8 +179,10 @@ GENERAL = {
     "ship": ("boat",),
     "harbour": ("pier",),
 }
+# A category -> categories that are often called by its name: where one of them is seen, it is not named.
+NAMESAKES = {"field": ("football pitch", "baseball diamond")}
 # Categories that some would call by another's name: "there is no field" is not said beside a football pitch.
-LOOKALIKES = {"building": ("storage tank",), "field": ("football pitch",), "lake": ("sea",), "river": ("sea",)}
+LOOKALIKES = {"building": ("storage tank",), "field": ("football pitch", "baseball diamond"), "lake": ("sea",), "river": ("sea",)}
 
 
 @dataclasses.dataclass(frozen=True)

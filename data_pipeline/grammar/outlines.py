@@ -38,6 +38,10 @@ class Outlines:
         outline = self.pixels(number)
         return np.sqrt(((points[:, None] - outline[None]) ** 2).sum(-1)).min(1)
 
-    def distances(self, numbers: list[int], number: int) -> np.ndarray:
-        """From the outline of each of `numbers` to that of `number`: [n] pixels."""
-        return np.array([self.distances_of_points(self.pixels(other), number).min() for other in numbers])
+    def distance(self, number: int, other: int) -> float:
+        """Between the outlines of two objects, in pixels."""
+        return float(self.distances_of_points(self.pixels(number), other).min())
+
+    def radius(self, number: int, middle: np.ndarray) -> float:
+        """From `middle` (x, y in pixels) to the farthest pixel of an object's outline."""
+        return float(np.sqrt(((self.pixels(number) - middle) ** 2).sum(1).max()))

@@ -243,7 +243,7 @@ def _instruction(facts: Facts, chosen: list[Reference], cell: Cell, shares: Shar
 
 def _short_request(phrase: str, plural: bool, shares: Shares, rng: np.random.Generator) -> str:
     wording = language.SHORT_REQUESTS.choose(rng, shares.held_out)
-    if plural and wording == "Where is {phrase}?":
+    if plural and wording == "Where is {phrase}?" and not phrase.startswith("each "):
         wording = language.PLURAL_QUESTION
     return wording.format(phrase=phrase)
 

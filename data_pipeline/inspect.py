@@ -21,18 +21,20 @@ from data_pipeline.distributions import Distributions
 from data_pipeline.pages.folder import check_new_folder, whole_folder
 from data_pipeline.pages.markup import Markup, write_page
 from data_pipeline.pages.overview import Overview, overview_page
-from data_pipeline.pages.pictures import make_picture
-from data_pipeline.pages.samples import decoded, sample_card
+from data_pipeline.pages.pictures import make_jpeg, make_picture
+from data_pipeline.pages.samples import sample_card
 from data_pipeline.progress import Progress
 from data_pipeline.schema import Record
 from data_pipeline.shard_folder import ShardedRecords
 from data_pipeline.sources.registry import SOURCES, get_source
 from data_pipeline.validation import read_rows
 from segearth_r2_jax.errors import UserError
+from segearth_r2_jax.inputs.image_reading import decode_image
+from segearth_r2_jax.raster.rle import decode
 
 PAGE = "index.html"
 # With these, 200 samples stay under 15 MB.
-_SIDE, _JPEG_BYTES = 440, 40_000
+SIDE, JPEG_BYTES = 440, 40_000
 SCAN = 5000
 
 
@@ -81,12 +83,18 @@ def _look(
             else:
                 distributions.add(record)
                 if due > len(cards):
-                    image, masks = decoded(record)
-                    cards.append(sample_card(record, make_picture(image, masks, _SIDE, _JPEG_BYTES)))
+                    cards.append(_card(record))
             progress.add(1)
     # Neighbours often share an image: mixed, the first samples that are seen differ.
     mixed = np.random.default_rng(seed).permutation(len(cards)).tolist()
     return distributions, [cards[place] for place in mixed], rejected
+
+
+def _card(record: Record) -> Markup:
+    name = f"{record.source}: row {record.record_id!r}"
+    image = decode_image(record.image_bytes, f"{name}: image {record.image_name}")
+    masks = [decode(mask, f"{name}: mask {number}") for number, mask in enumerate(record.masks or ())]
+    return sample_card(record, make_picture(make_jpeg(image, SIDE, JPEG_BYTES), masks, SIDE))
 
 
 def _loaded(row: Annotation | Rejection) -> Record | Rejection:

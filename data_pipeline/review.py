@@ -15,20 +15,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_pipeline.annotation import Annotation, Rejection
 from data_pipeline.inspect import PAGE, drawn
 from data_pipeline.pages.folder import check_new_folder, whole_folder
 from data_pipeline.pages.markup import write_page
-from data_pipeline.pages.pictures import make_picture
+from data_pipeline.pages.pictures import Jpeg, make_jpeg, make_picture
 from data_pipeline.pages.review_page import review_page, review_row
-from data_pipeline.pages.samples import decoded
 from data_pipeline.progress import Progress
 from data_pipeline.review_decisions import FILE_NAME, load_decisions
-from data_pipeline.schema import Record
 from data_pipeline.sources import lasers
 from segearth_r2_jax.errors import UserError
+from segearth_r2_jax.inputs.image_reading import decode_image
+from segearth_r2_jax.raster.rle import decode
 
 _IMAGES = "images"
 # Large enough to judge the edge of a mask, small enough for thousands of rows.
@@ -51,22 +49,19 @@ def write_review(folder: Path, output: Path, *, split: str = "train", samples: i
     rows = _once(lasers.read(folder, split))
     shown: list[dict[str, Any]] = []
     rejected: list[Rejection] = []
-    images: dict[str, str] = {}
     with whole_folder(output) as partial:
-        (partial / _IMAGES).mkdir()
+        writer = _RowWriter(partial)
         numbers = drawn(len(rows), samples or len(rows), seed)
         with Progress("drawn", len(numbers), "rows") as progress:
             for row in (rows[number] for number in numbers.tolist()):
+                if isinstance(row, Rejection):
+                    rejected.append(row)
+                else:
+                    try:
+                        shown.append(writer.write(row))
+                    except UserError as error:
+                        rejected.append(Rejection.from_error(row.name, error))
                 progress.add(1)
-                try:
-                    if isinstance(row, Rejection):
-                        raise UserError(str(row))
-                    record = row.load()
-                    image, masks = decoded(record)
-                except UserError as error:
-                    rejected.append(Rejection.from_error(row.name, error))
-                    continue
-                shown.append(_write_row(partial, len(shown), record, image, masks, images))
         if not shown:
             raise UserError(f"{folder}: no row of the split {split!r} can be used; the first: {rejected[0]}")
         what = f"{len(shown):,} rows" if samples is None else f"{len(shown):,} of {len(rows):,} rows, drawn at random"
@@ -89,18 +84,34 @@ def _once(rows: Iterable[Annotation | Rejection]) -> list[Annotation | Rejection
     return list(found.values())
 
 
-def _write_row(
-    folder: Path, number: int, record: Record, image: np.ndarray, masks: Sequence[np.ndarray], images: dict[str, str]
-) -> dict[str, Any]:
-    """Writes the pictures of row `number`, the image only once for all its rows; returns the row as the page takes it."""
-    picture = make_picture(image, masks, _SIDE, _JPEG_BYTES)
-    if record.image_name not in images:
-        images[record.image_name] = f"{_IMAGES}/{len(images):06d}.jpg"
-        (folder / images[record.image_name]).write_bytes(picture.jpeg)
-    layers = [f"{_IMAGES}/{number:06d}-{place}.png" for place in range(len(picture.layers))]
-    for path, layer in zip(layers, picture.layers, strict=True):
-        (folder / path).write_bytes(layer.png)
-    return review_row(record, picture, images[record.image_name], layers)
+class _RowWriter:
+    """Writes the pictures of rows. An image is decoded once for the rows on it that follow each other, and written once for all."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._rows = 0
+        self._opened: tuple[Path, bytes, tuple[int, int], Jpeg] | None = None
+        self._written: dict[Path, str] = {}
+        (folder / _IMAGES).mkdir()
+
+    def write(self, row: Annotation) -> dict[str, Any]:
+        """The row as the page takes it; UserError naming the row if its image or a mask is damaged."""
+        if self._opened is None or self._opened[0] != row.image_path:
+            content = row.read_image_bytes()
+            image = decode_image(content, f"{row.name}: image {row.image_path}")
+            self._opened = row.image_path, content, image.shape[:2], make_jpeg(image, _SIDE, _JPEG_BYTES)
+        _, content, (height, width), jpeg = self._opened
+        record = row.record(content, height, width)
+        masks = [decode(mask, f"{row.name}: mask {place}") for place, mask in enumerate(record.masks or ())]
+        picture = make_picture(jpeg, masks, _SIDE)
+        if row.image_path not in self._written:
+            self._written[row.image_path] = f"{_IMAGES}/{len(self._written):06d}.jpg"
+            (self._folder / self._written[row.image_path]).write_bytes(jpeg.content)
+        layers = [f"{_IMAGES}/{self._rows:06d}-{place}.png" for place in range(len(picture.layers))]
+        for path, layer in zip(layers, picture.layers, strict=True):
+            (self._folder / path).write_bytes(layer.png)
+        self._rows += 1
+        return review_row(record, picture, self._written[row.image_path], layers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,53 +34,44 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """What is shown of an image uint8 [h, w, 3] and masks [h, w].
+class Jpeg:
+    """An image as a page shows it, and its size in pixels."""
 
-    `width` and `height` are those of the JPEG. `places` are where the masks' numbers stand, as shares of width and height; None for an
-    empty mask.
-    """
-
-    jpeg: bytes
+    content: bytes
     width: int
     height: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """What is shown of an image and its masks.
+
+    `places` are where the masks' numbers stand, as shares of width and height; None for an empty mask.
+    """
+
+    jpeg: Jpeg
     layers: tuple[Layer, ...]
     places: tuple[tuple[float, float] | None, ...]
 
 
-def make_picture(image: np.ndarray, masks: Sequence[np.ndarray], side: int, max_bytes: int) -> Picture:
-    """Shrinks `image` to at most `side` pixels on its longer side; lowers the quality of its JPEG until it has at most `max_bytes`."""
-    width, height = _fitted(image, side)
+def make_jpeg(image: np.ndarray, side: int, max_bytes: int) -> Jpeg:
+    """Shrinks an image uint8 [h, w, 3] to at most `side` pixels; lowers its quality until it has at most `max_bytes`, as far as can be."""
+    width, height = _fitted(image.shape, side)
     shown = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    layers, places = _masks(masks, image, side)
-    return Picture(_jpeg(shown, max_bytes), width, height, layers, places)
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """`content` as an address that holds it; `kind` is jpeg or png."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _fitted(image: np.ndarray, side: int, enlarge: bool = False) -> tuple[int, int]:
-    height, width = image.shape[:2]
-    scale = side / max(height, width)
-    if not enlarge:
-        scale = min(1.0, scale)
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _jpeg(shown: Image.Image, max_bytes: int) -> bytes:
     for quality in _QUALITIES:
         buffer = io.BytesIO()
         shown.save(buffer, "JPEG", quality=quality, optimize=True)
         if buffer.tell() <= max_bytes:
             break
-    return buffer.getvalue()
+    return Jpeg(buffer.getvalue(), width, height)
 
 
-def _masks(masks: Sequence[np.ndarray], image: np.ndarray, side: int) -> tuple[tuple[Layer, ...], tuple[tuple[float, float] | None, ...]]:
-    longest = max(image.shape[:2])
-    size = _fitted(image, min(side, max(longest, _LAYER_SIDE)), enlarge=True)
+def make_picture(jpeg: Jpeg, masks: Sequence[np.ndarray], side: int) -> Picture:
+    """Lays masks [h, w], all of one size, over an image; their layers are at most `side` pixels wide and high."""
+    if not masks:
+        return Picture(jpeg, (), ())
+    longest = max(masks[0].shape)
+    size = _fitted(masks[0].shape, min(side, max(longest, _LAYER_SIDE)), enlarge=True)
     groups: dict[int, list[int]] = {}
     for number in range(len(masks)):
         groups.setdefault(number if len(masks) <= _OWN_LAYERS else number % len(COLOURS), []).append(number)
@@ -93,4 +84,18 @@ def _masks(masks: Sequence[np.ndarray], image: np.ndarray, side: int) -> tuple[t
     places = [
         None if place is None else ((place[0] + 0.5) / size[0], (place[1] + 0.5) / size[1]) for place in badge_places(masks, size, _UNIT)
     ]
-    return tuple(layers), tuple(places)
+    return Picture(jpeg, tuple(layers), tuple(places))
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """`content` as an address that holds it; `kind` is jpeg or png."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _fitted(shape: tuple[int, ...], side: int, enlarge: bool = False) -> tuple[int, int]:
+    """Width and height of an image of `shape` [h, w, ...] whose longer side becomes `side`, or stays if it is shorter."""
+    height, width = shape[:2]
+    scale = side / max(height, width)
+    if not enlarge:
+        scale = min(1.0, scale)
+    return max(1, round(width * scale)), max(1, round(height * scale))

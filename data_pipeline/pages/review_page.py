@@ -35,7 +35,7 @@ def review_row(record: Record, picture: Picture, image: str, layers: Sequence[st
         "tags": known_tags(record),
         "origin": f"{record.source} · {record.image_name} · {record.width} × {record.height}",
         "image": image,
-        "size": [picture.width, picture.height],
+        "size": [picture.jpeg.width, picture.jpeg.height],
         "layers": [[path, list(layer.numbers)] for path, layer in zip(layers, picture.layers, strict=True)],
         "places": [None if place is None else [round(share, 4) for share in place] for place in picture.places],
     }
@@ -100,7 +100,7 @@ def _card() -> Markup:
         element("div", element("div", class_="stack", id="stack"), class_="picture"),
         element(
             "article",
-            element("p", id="place", class_="note"),
+            element("p", id="place", class_="note", aria_live="polite"),
             element("p", id="instruction", class_="instruction"),
             element("p", id="answer", class_="answer"),
             element("ul", id="tags", class_="chips"),

@@ -9,10 +9,8 @@ from typing import NamedTuple
 from data_pipeline.pages.markup import Markup, element, join
 from data_pipeline.pages.pictures import Picture, data_uri
 from data_pipeline.schema import DIMENSIONS, Record
-from segearth_r2_jax.inputs.image_reading import decode_image
 from segearth_r2_jax.inputs.tokenizer import SEG_TOKEN
 from segearth_r2_jax.raster.overlay import COLOURS
-from segearth_r2_jax.raster.rle import decode
 
 _TAGS = re.compile(r"</?p>")
 _LAST_PHRASE = re.compile(r"(.*)<p>(.*?)</p>\s*$", re.DOTALL)
@@ -43,13 +41,6 @@ def known_tags(record: Record) -> dict[str, str]:
     return {name: value for name, value in dataclasses.asdict(record.tags).items() if value is not None}
 
 
-def decoded(record: Record) -> tuple:
-    """The image uint8 [h, w, 3] and the masks uint8 [h, w] of a record; UserError naming its row if they are damaged or do not fit."""
-    name = f"{record.source}: row {record.record_id!r}"
-    image = decode_image(record.image_bytes, f"{name}: image {record.image_name}")
-    return image, [decode(mask, f"{name}: mask {number}") for number, mask in enumerate(record.masks or ())]
-
-
 def sample_card(record: Record, picture: Picture) -> Markup:
     """The record as an article that the page's filter and highlighting know."""
     layers = [
@@ -63,14 +54,16 @@ def sample_card(record: Record, picture: Picture) -> Markup:
         for layer in picture.layers
     ]
     alt = f"{record.image_name}, {len(record.masks or ())} masks"
-    image = element("img", src=data_uri(picture.jpeg, "jpeg"), alt=alt, width=picture.width, height=picture.height)
+    image = element("img", src=data_uri(picture.jpeg.content, "jpeg"), alt=alt, width=picture.jpeg.width, height=picture.jpeg.height)
     badges = [
         element("span", number + 1, class_=f"badge m{number % len(COLOURS)}", style=f"--x:{100 * place[0]:.1f}%;--y:{100 * place[1]:.1f}%")
         for number, place in enumerate(picture.places)
         if place is not None
     ]
+    box = None if record.box is None else element("span", class_="box", style=_box_style(record))
     # In a square frame, a tall image is as much narrower as it is taller.
-    stack = element("div", image, *layers, *badges, class_="stack", style=f"width:{min(100, 100 * picture.width / picture.height):.2f}%")
+    width = min(100, 100 * picture.jpeg.width / picture.jpeg.height)
+    stack = element("div", image, *layers, box, *badges, class_="stack", style=f"width:{width:.2f}%")
     tags = known_tags(record)
     chips = [element("li", value, title=name) for name, value in tags.items()]
     return element(
@@ -84,6 +77,13 @@ def sample_card(record: Record, picture: Picture) -> Markup:
         data_id=record.record_id,
         **{f"data_{name}": tags.get(name, "") for name in DIMENSIONS},
     )
+
+
+def _box_style(record: Record) -> str:
+    x1, y1, x2, y2 = record.box
+    shares = {"left": x1 / record.width, "top": y1 / record.height}
+    shares |= {"width": (x2 - x1) / record.width, "height": (y2 - y1) / record.height}
+    return ";".join(f"{name}:{100 * share:.2f}%" for name, share in shares.items())
 
 
 def _answer(record: Record) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -11,8 +12,8 @@ import pytest
 from lasers_example import png
 
 from data_pipeline.build_shards import build_shards
-from data_pipeline.inspect import inspect_shards, main
-from data_pipeline.pages.pictures import make_picture
+from data_pipeline.inspect import JPEG_BYTES, SIDE, inspect_shards, main
+from data_pipeline.pages.pictures import make_jpeg, make_picture
 from data_pipeline.pages.samples import sample_card
 from data_pipeline.schema import Record
 from segearth_r2_jax.raster.rle import encode
@@ -77,7 +78,7 @@ def test_records_that_cannot_be_used_are_listed_and_others_shown_instead(lasers_
 
 def test_answers_and_masks_that_are_withheld_or_empty(lasers_folder, tmp_path):
     image = png(np.full((20, 30, 3), 90, np.uint8))
-    picture = make_picture(np.zeros((20, 30, 3), np.uint8), [], 100, 9999)
+    picture = make_picture(make_jpeg(np.zeros((20, 30, 3), np.uint8), 100, 9999), [], 100)
     common = ("r", "test.json", "a.png", image, 20, 30, "find")
     assert "The answer is withheld." in sample_card(Record(*common, None, None), picture)
     assert "No mask." in sample_card(Record(*common, "There is none.", ()), picture)
@@ -85,9 +86,15 @@ def test_answers_and_masks_that_are_withheld_or_empty(lasers_folder, tmp_path):
     assert "No mask." not in sample_card(Record(*common, "[SEG]", (empty,)), picture)
 
 
-def test_two_hundred_large_samples_are_less_than_15_megabytes(tmp_path):
-    from data_pipeline.inspect import _JPEG_BYTES, _SIDE
+def test_a_question_about_a_region_shows_the_region():
+    image = png(np.full((20, 40, 3), 90, np.uint8))
+    picture = make_picture(make_jpeg(np.zeros((20, 40, 3), np.uint8), 100, 9999), [], 100)
+    record = Record("r", "test.json", "a.png", image, 20, 40, "What is it?", "A pier.", (), box=(10, 5, 30, 20))
+    assert '<span class="box" style="left:25.00%;top:25.00%;width:50.00%;height:75.00%">' in sample_card(record, picture)
+    assert 'class="box"' not in sample_card(dataclasses.replace(record, box=None), picture)
 
+
+def test_two_hundred_large_samples_are_less_than_15_megabytes(tmp_path):
     rng = np.random.default_rng(0)
     # A picture as hard to compress as an aerial image: noise at every scale.
     image = np.zeros((1024, 1024, 3))
@@ -96,7 +103,8 @@ def test_two_hundred_large_samples_are_less_than_15_megabytes(tmp_path):
     image = np.clip(image + 110, 0, 255).astype(np.uint8)
     masks = [np.hypot(*(np.mgrid[:1024, :1024] - rng.integers(0, 1024, (2, 1, 1)))) < rng.integers(10, 200) for _ in range(6)]
     record = Record("r", "train.json", "a.png", b"", 1024, 1024, "find " * 60, "<p>it</p>[SEG] " * 6, tuple(encode(m) for m in masks))
-    assert 200 * len(sample_card(record, make_picture(image, masks, _SIDE, _JPEG_BYTES))) < 15_000_000
+    picture = make_picture(make_jpeg(image, SIDE, JPEG_BYTES), masks, SIDE)
+    assert 200 * len(sample_card(record, picture)) < 15_000_000
 
 
 @pytest.mark.parametrize(

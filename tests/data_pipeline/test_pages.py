@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_pipeline.pages.folder import check_new_folder, whole_folder
 from data_pipeline.pages.markup import Markup, element, page, table, write_page
-from data_pipeline.pages.pictures import make_picture
+from data_pipeline.pages.pictures import make_jpeg, make_picture
 from data_pipeline.pages.plots import bar_chart, histogram
 from data_pipeline.pages.report_page import kind_of_reason, report_page
 from data_pipeline.pages.samples import Piece, answer_pieces
@@ -165,10 +165,10 @@ def test_pictures_fit_their_side_and_masks_lie_on_them(shape):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     mask = np.zeros(shape, np.uint8)
     mask[shape[0] // 2, shape[1] // 2] = 1
-    picture = make_picture(image, [mask, np.zeros(shape, np.uint8)], 440, 40_000)
-    assert max(picture.width, picture.height) == min(440, max(shape))
-    with Image.open(io.BytesIO(picture.jpeg)) as shown:
-        assert shown.size == (picture.width, picture.height)
+    picture = make_picture(make_jpeg(image, 440, 40_000), [mask, np.zeros(shape, np.uint8)], 440)
+    assert max(picture.jpeg.width, picture.jpeg.height) == min(440, max(shape))
+    with Image.open(io.BytesIO(picture.jpeg.content)) as shown:
+        assert shown.size == (picture.jpeg.width, picture.jpeg.height)
     with Image.open(io.BytesIO(picture.layers[0].png)) as layer:
         alpha = np.asarray(layer.convert("RGBA"))[..., 3]
     assert (alpha > 0).any(), "a target of one pixel is seen"
@@ -179,7 +179,7 @@ def test_pictures_fit_their_side_and_masks_lie_on_them(shape):
 def test_many_masks_share_layers_and_none_is_lost():
     image = np.zeros((100, 100, 3), np.uint8)
     masks = [np.eye(100, k=number, dtype=np.uint8) for number in range(40)]
-    picture = make_picture(image, masks, 440, 40_000)
+    picture = make_picture(make_jpeg(image, 440, 40_000), masks, 440)
     assert len(picture.layers) == 7
     assert sorted(number for layer in picture.layers for number in layer.numbers) == list(range(40))
 

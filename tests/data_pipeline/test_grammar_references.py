@@ -26,7 +26,6 @@ from data_pipeline.grammar.references import absent_categories, all_references
 from data_pipeline.grammar.targets import target_mask
 from data_pipeline.synthetic.scene import draw_scene
 
-
 # SHA-256 of the simple world's words below: the tiny preset's figures were measured on such rows.
 WORDS_OF_THE_SIMPLE_WORLD = "28aee96445f22bf0b97f719520c6e27db3edab2fd213e154c6f55c0a8a84d090"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import ROWS, change_rows
+from tanks_example import ROWS, change_rows
 
 from data_pipeline.inspect import inspect_source
 

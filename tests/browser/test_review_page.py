@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from conftest import ROWS, change_rows
+from tanks_example import ROWS, change_rows
 from webdriver import ESCAPE, LEFT, RIGHT, wait_for
 
 from data_pipeline import build_shards

@@ -76,6 +76,15 @@ def test_records_that_cannot_be_used_are_listed_and_others_shown_instead(lasers_
     assert re.search(r"cannot be used\|+5\|", said)
 
 
+def test_a_set_in_which_nothing_can_be_used_gives_a_page_that_says_why(lasers_copy, tmp_path):
+    for image in (lasers_copy / "train/images/area").iterdir():
+        image.write_bytes(b"no image")
+    assert main(["--source", "lasers", "--input", str(lasers_copy), "--output", str(tmp_path / "page")]) == 0
+    said = texts(tmp_path / "page/index.html")
+    assert said.count("is not an image") == 11
+    assert articles(tmp_path / "page/index.html") == []
+
+
 def test_answers_and_masks_that_are_withheld_or_empty(lasers_folder, tmp_path):
     image = png(np.full((20, 30, 3), 90, np.uint8))
     picture = make_picture(make_jpeg(np.zeros((20, 30, 3), np.uint8), 100, 9999), [], 100)

@@ -7,6 +7,7 @@ and large things, one target, named outright, in few words.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from data_pipeline.grammar.explicit import left_to_group
 from data_pipeline.grammar.facts import Facts, at_place
 from data_pipeline.grammar.lexicon import with_article
 from data_pipeline.grammar.references import absent_categories, all_references
-from data_pipeline.grammar.targets import Reference, overlapping, target_mask
+from data_pipeline.grammar.targets import Reference, Target, overlapping, target_mask
 from segearth_r2_jax.raster import rle
 
 GRANULARITIES = ("semantic", "instance", "part")
@@ -96,13 +97,14 @@ EMPTY_FILE = "test_empty"
 class Instruction:
     """What is asked, what is answered, and the masks of the answer's [SEG] tokens in order: bool [h, w] each.
 
-    `category`: the nouns of the categories or parts that it asks for, joined by commas.
+    `category`: the nouns of the categories or parts that it asks for, joined by commas. `targets`: what the masks show.
     """
 
     cell: Cell
     category: str
     description: str
     answer: str
+    targets: tuple[Target, ...]
     masks: tuple[np.ndarray, ...]
 
     @property
@@ -138,10 +140,10 @@ def make_instructions(
 ) -> list[Instruction]:
     """Up to `count` different instructions; the first is of `first_cell` where the picture allows it.
 
-    Where `distinct`, they also differ in the cell or in the answer, so that a picture with little to ask for gives fewer of them.
+    Where `distinct`, they also differ in the cell or in the targets, so that a picture with little to ask for gives fewer of them.
     """
     references = all_references(facts)
-    made: dict[str | tuple[Cell, str], Instruction] = {}
+    made: dict[Hashable, Instruction] = {}
     for attempt in range(3 * count):
         if len(made) == count:
             break
@@ -151,7 +153,8 @@ def make_instructions(
             wish = first_cell if first_cell is not None and attempt == 0 else _draw_cell(shares, rng)
             instruction = _fulfil(facts, references, wish, shares, rng)
         if instruction is not None:
-            made.setdefault((instruction.cell, instruction.answer) if distinct else instruction.description, instruction)
+            question = (instruction.cell, instruction.category, instruction.targets) if distinct else instruction.description
+            made.setdefault(question, instruction)
     return list(made.values())
 
 
@@ -217,7 +220,9 @@ def _weighted(pool: list[Reference], rng: np.random.Generator) -> Reference:
 def _empty(facts: Facts, category: str, shares: Shares, rng: np.random.Generator) -> Instruction:
     entry = facts.entries[category]
     description = _short_request(entry.every, entry.counted, shares, rng)
-    return Instruction(Cell("semantic", False, False, False), category, description, language.EMPTY_ANSWER.format(noun=entry.singular), ())
+    return Instruction(
+        Cell("semantic", False, False, False), category, description, language.EMPTY_ANSWER.format(noun=entry.singular), (), ()
+    )
 
 
 def _instruction(facts: Facts, chosen: list[Reference], cell: Cell, shares: Shares, rng: np.random.Generator) -> Instruction:
@@ -238,7 +243,7 @@ def _instruction(facts: Facts, chosen: list[Reference], cell: Cell, shares: Shar
             description = _short_request(phrase, plural, shares, rng)
             answer = language.named_answer(nouns, plural)
     category = ", ".join(dict.fromkeys(reference.category for reference in chosen))
-    return Instruction(cell, category, description, answer, tuple(target_mask(facts, target) for target in targets))
+    return Instruction(cell, category, description, answer, tuple(targets), tuple(target_mask(facts, target) for target in targets))
 
 
 def _short_request(phrase: str, plural: bool, shares: Shares, rng: np.random.Generator) -> str:

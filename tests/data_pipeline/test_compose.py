@@ -15,6 +15,7 @@ from PIL import Image
 from data_pipeline.annotation import accepted
 from data_pipeline.compose.__main__ import main
 from data_pipeline.compose.pairing import split_by_image
+from data_pipeline.compose.rasters import components
 from data_pipeline.grammar.records import CELLS, TEST_FILES
 from data_pipeline.sources import lasers
 from segearth_r2_jax.raster import rle
@@ -239,3 +240,29 @@ def test_public_labels_give_true_rows(name, data_dir, tmp_path):
 
 def _label(folder: Path, kind: str, image_name: str) -> np.ndarray:
     return np.asarray(Image.open(next((folder / kind).glob(f"{image_name.rsplit('.', 1)[0]}.*"))))
+
+
+def test_public_footprints_give_true_rows(data_dir, tmp_path):
+    rasterio = pytest.importorskip("rasterio", reason="needs rasterio (extra geo)")
+    source = data_dir / "solaris_spacenet"
+    (tmp_path / "images").mkdir()
+    shutil.copy(source / "sample_geotiff.tif", tmp_path / "images")
+    with rasterio.open(source / "sample_geotiff.tif") as dataset:
+        inverse, size = np.array(~dataset.transform).reshape(3, 3), {"height": dataset.height, "width": dataset.width}
+    annotations = []
+    for feature in json.loads((source / "geotiff_labels.geojson").read_text())["features"]:
+        geometry = feature["geometry"]
+        polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+        rings = [(np.array(polygon[0])[:, :2] @ inverse[:2, :2].T + inverse[:2, 2]).ravel().tolist() for polygon in polygons]
+        annotations.append({"image_id": 1, "category_id": 1, "segmentation": rings})
+    coco = {"images": [{"id": 1, "file_name": "sample_geotiff.tif", **size}], "categories": [{"id": 1, "name": "building"}]}
+    (tmp_path / "coco.json").write_text(json.dumps({**coco, "annotations": annotations}))
+    files = ["--images", tmp_path / "images", "--coco", tmp_path / "coco.json", "--output", tmp_path / "set"]
+    assert main([*map(str, files), "--workers", "0", "--test-share", "0"]) == 0
+    rows = rows_of(tmp_path / "set", "train")
+    # 43 houses of one size, a few of them near every place: only all of them can be meant.
+    assert len(rows) >= 3
+    for row in rows:
+        assert row["tags"]["granularity"] == "semantic"
+        (mask,) = row["mask"]
+        assert components(rle.decode(mask).astype(bool))[1] in range(38, 44)

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
         tokenizer="",
         data=DataConfig(shards="", batch_size=8, token_buckets=(896, 1024, 1280), max_masks=4, mask_canvas=1024, workers=8),
         num_steps=5000,
-        step=StepConfig(dtype="bfloat16", regularize=True),
+        step=StepConfig(dtype="bfloat16", regularize=True, logits_chunk=128),
         trainable=("lora_", "^phi/lm_head", "^pixel_decoder", "^mask_decoder", "^seg_projector"),
         checkpoint_every=1000,
         picture_every=1000,

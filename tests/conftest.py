@@ -40,3 +40,23 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_checkpoint import write_checkpoint
 
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn scenes in the LaSeRS layout."""
+    from data_pipeline import synthesize
+
+    folder = tmp_path_factory.mktemp("drawn") / "scenes"
+    synthesize.main(["--output", str(folder), "--train", "8", "--test", "2", "--size", "64", "--seed", "3", "--world", "simple"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(scenes: Path) -> Path:
+    """The training scenes as shards."""
+    from data_pipeline import build_shards
+
+    folder = scenes.parent / "shards"
+    build_shards.main(["--source", "lasers", "--input", str(scenes), "--output", str(folder), "--split", "train"])
+    return folder

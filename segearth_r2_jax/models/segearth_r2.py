@@ -76,11 +76,12 @@ class SegEarthR2Config:
 class SegEarthR2Output(NamedTuple):
     """What a training step needs of a forward pass.
 
-    logits: [b, t, vocab] next-token logits; mask_logits: [p, b, m, h, w], stride 4, the last prediction is the final one;
-    attention_rows: [layers, b, m, n] attention of each [SEG] row to the image tokens, summed over heads, or None.
+    hidden: [b, t, d], the language model's last states, of which `Phi.logits` makes next-token logits; mask_logits: [p, b, m, h, w],
+    stride 4, the last prediction is the final one; attention_rows: [layers, b, m, n] attention of each [SEG] row to the image tokens,
+    summed over heads, or None.
     """
 
-    logits: jax.Array
+    hidden: jax.Array
     mask_logits: jax.Array
     attention_rows: jax.Array | None
 
@@ -143,4 +144,4 @@ class SegEarthR2(nnx.Module):
         )
         seg_states = jnp.take_along_axis(language.hidden, seg_positions[..., None], axis=1)
         mask_logits = self.decode_masks(self.pixel_features(pixels, rng=swin_rng), seg_states)
-        return SegEarthR2Output(self.phi.logits(language.hidden), mask_logits, language.attention_rows)
+        return SegEarthR2Output(language.hidden, mask_logits, language.attention_rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,14 @@ class LossWeights:
 
 
 def total_loss(
-    output: SegEarthR2Output, batch: Mapping[str, jax.Array], draws: PointDraws, weights: LossWeights, sampling: PointSampling
+    output: SegEarthR2Output,
+    batch: Mapping[str, jax.Array],
+    draws: PointDraws,
+    weights: LossWeights,
+    sampling: PointSampling,
+    *,
+    logits_of: Callable[[jax.Array], jax.Array],
+    logits_chunk: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The objective and its four terms, each as it enters the sum.
 
@@ -33,6 +40,8 @@ def total_loss(
         output: of `SegEarthR2.__call__`.
         batch: `labels` [b, t], `masks` [b, m, c, c], `mask_size`, `mask_frame` [b, 2], `mask_valid` [b, m] (see `data_pipeline.loader`).
         draws: the step's random points, for p predictions of b * m masks.
+        logits_of: the model's `phi.logits`.
+        logits_chunk: positions of each row whose logits exist at the same time (see `next_token_loss`).
 
     Returns:
         (loss, {"loss_llm", "loss_bce", "loss_dice", "loss_attention"}).
@@ -45,7 +54,7 @@ def total_loss(
     points = select_points(logits, draws, sampling)
     bce, dice = mask_losses(logits, masks, jnp.repeat(batch["mask_frame"], m, axis=0), valid, points)
     terms = {
-        "loss_llm": next_token_loss(output.logits, batch["labels"]),
+        "loss_llm": next_token_loss(output.hidden, batch["labels"], logits_of, chunk=logits_chunk),
         "loss_bce": weights.bce * bce.sum(),
         "loss_dice": weights.dice * dice.sum(),
     }

@@ -79,13 +79,18 @@ def train(config: RunConfig, workdir: Path) -> None:
             step = jax.device_put(jnp.asarray(restored.step, jnp.int32), sharded.step)
             state = dataclasses.replace(state, step=step, trainable=restored.trainable, opt_state=restored.optimizer)
         first_step = 0 if restored is None else restored.step
-        print(
+        # One process speaks for all.
+        leads = jax.process_index() == 0
+        words = (
             f"{count(state.trainable) / 1e6:.2f} M parameters trained, {count(state.frozen) / 1e6:.2f} M frozen, "
-            f"mesh {dict(mesh.shape)}" + (f", continuing after step {first_step}" if first_step else ""),
-            flush=True,
+            f"mesh {dict(mesh.shape)}" + (f", continuing after step {first_step}" if first_step else "")
         )
-        log = RunLog(workdir, first_step=first_step, num_steps=config.num_steps, print_every=config.print_every)
-        with contextlib.closing(log):
+        with contextlib.ExitStack() as stack:
+            log = None
+            if leads:
+                print(words, flush=True)
+                log = RunLog(workdir, first_step=first_step, num_steps=config.num_steps, print_every=config.print_every)
+                stack.enter_context(contextlib.closing(log))
             step = compile_train_step(abstract, optimizer, config.step, mesh, sharded)
             _loop(config, state, step, loader, mesh, log, checkpoints, functools.partial(_picture, tokenizer))
 
@@ -113,7 +118,7 @@ def _loop(
     step: Callable[[TrainState, Batch], tuple[TrainState, StepReport]],
     loader: Loader,
     mesh: Mesh,
-    log: RunLog,
+    log: RunLog | None,
     checkpoints: TrainingCheckpoints,
     picture: Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray],
 ) -> None:
@@ -122,6 +127,8 @@ def _loop(
     pending: tuple[int, dict[str, np.ndarray], StepReport] | None = None
 
     def report(number: int, batch: dict[str, np.ndarray], made: StepReport) -> None:
+        if log is None:
+            return
         metrics = {name: float(value) for name, value in made.metrics.items()}
         log.write(number, {**metrics, "learning_rate": float(learning_rate(number - 1))})
         if number % config.picture_every == 0 or number == config.num_steps:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +28,16 @@ class StepConfig:
     """What a step computes.
 
     dtype: the compute dtype, "float32" or "bfloat16". regularize: dropout and stochastic depth, where the model has them.
+    logits_chunk: positions of each row whose next-token logits exist at the same time; None: all. accumulate: parts of a batch that are
+    computed one after the other; their gradients and losses, each normalised within its part, are averaged, as the reference's are.
     """
 
     weights: LossWeights = LossWeights()
     points: PointSampling = PointSampling()
     dtype: str = "float32"
     regularize: bool = False
+    logits_chunk: int | None = None
+    accumulate: int = 1
     seed: int = 0
 
 
@@ -62,8 +67,9 @@ def train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
     """The step as a plain function; `compile_train_step` is what runs it."""
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
-        points_rng, model_rng = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
+    def gradients(state: TrainState, batch: Batch, rng: jax.Array) -> tuple[Params, dict[str, jax.Array], jax.Array]:
+        """Gradients, losses and the final masks of the first image."""
+        points_rng, model_rng = jax.random.split(rng)
 
         def objective(trainable: Params) -> tuple[jax.Array, tuple[dict[str, jax.Array], jax.Array]]:
             model = bind(abstract_model, join_params(trainable, state.frozen))
@@ -75,16 +81,50 @@ def train_step(
                 rng=model_rng if config.regularize else None,
             )
             draws = draw_points(points_rng, output.mask_logits.shape[0], batch["mask_valid"].size, config.points)
-            loss, terms = total_loss(output, batch, draws, config.weights, config.points)
-            return loss, (terms, output.mask_logits[-1, 0])
+            loss, terms = total_loss(
+                output,
+                batch,
+                draws,
+                config.weights,
+                config.points,
+                logits_of=model.phi.logits,
+                logits_chunk=config.logits_chunk,
+            )
+            return loss, ({"loss": loss, **terms}, output.mask_logits[-1, 0].astype(jnp.float32))
 
-        (loss, (terms, first_masks)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
+        (_, (losses, masks)), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
+        return grads, losses, masks
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        if config.accumulate == 1:
+            grads, losses, masks = gradients(state, batch, rng)
+        else:
+            grads, losses, masks = _accumulated(functools.partial(gradients, state), batch, rng, config.accumulate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
+        metrics = {**losses, "grad_norm": optax.tree.norm(grads)}
         new_state = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), state.frozen, opt_state)
-        return new_state, StepReport(metrics, first_masks.astype(jnp.float32))
+        return new_state, StepReport(metrics, masks)
 
     return step
+
+
+def _accumulated(
+    gradients: Callable[[Batch, jax.Array], tuple[Params, dict[str, jax.Array], jax.Array]], batch: Batch, rng: jax.Array, parts: int
+) -> tuple[Params, dict[str, jax.Array], jax.Array]:
+    """The mean of `gradients` and losses over `parts` parts of the batch, one after the other; the first part's masks."""
+    # Every part takes each `parts`-th row, so that the rows of a part are spread over the devices as those of the batch are.
+    divided = {key: jnp.moveaxis(value.reshape(-1, parts, *value.shape[1:]), 1, 0) for key, value in batch.items()}
+
+    def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, jax.Array]:
+        grads, losses, masks = gradients(*part)
+        return jax.tree.map(lambda a, b: a + b / parts, total, (grads, losses)), masks
+
+    keys = jax.random.split(rng, parts)
+    shapes = jax.eval_shape(gradients, {key: value[0] for key, value in divided.items()}, keys[0])[:2]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    (grads, losses), masks = jax.lax.scan(add, zeros, (divided, keys))
+    return grads, losses, masks[0]
 
 
 def compile_train_step(

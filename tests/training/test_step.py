@@ -16,7 +16,7 @@ from segearth_r2_jax.objectives.total import LossWeights, total_loss
 from segearth_r2_jax.sharding.mesh import MeshShape, make_mesh
 from segearth_r2_jax.training.schedules import OptimizerConfig, make_optimizer
 from segearth_r2_jax.training.state import TrainState, initial_state, split_params, state_shardings
-from segearth_r2_jax.training.step import StepConfig, compile_train_step, forward, train_step
+from segearth_r2_jax.training.step import StepConfig, _accumulated, compile_train_step, forward, train_step
 
 TOKENS, MASKS = 96, 3
 
@@ -142,10 +142,11 @@ def test_bfloat16_follows_float32():
     sampling = micro_run("").step.points
 
     def losses(params, dtype):
-        output = forward(bind(abstract, params), batch, dtype=dtype, supervise_attention=True, rng=None)
+        bound = bind(abstract, params)
+        output = forward(bound, batch, dtype=dtype, supervise_attention=True, rng=None)
         assert output.mask_logits.dtype == dtype
         draws = draw_points(jax.random.key(0), output.mask_logits.shape[0], batch["mask_valid"].size, sampling)
-        return total_loss(output, batch, draws, LossWeights(), sampling)[1]
+        return total_loss(output, batch, draws, LossWeights(), sampling, logits_of=bound.phi.logits)[1]
 
     exact, rounded = (jax.jit(losses, static_argnums=1)(params, dtype) for dtype in ("float32", "bfloat16"))
     for name, value in exact.items():
@@ -178,3 +179,34 @@ def test_supervision_costs_almost_no_memory_at_1024_tokens():
         peak[weight] = compiled.memory_analysis().temp_size_in_bytes
     assert peak[0.0] > 2**20
     assert peak[0.01] < 1.05 * peak[0.0]
+
+
+def test_an_accumulated_step_is_the_step_of_the_whole_batch():
+    """Two parts with the same rows, and losses without random points: the same numbers and the same update."""
+    weights = LossWeights(bce=0.0, dice=0.0, attention=0.01)
+    batch = {key: np.repeat(value, 2, axis=0) for key, value in random_batch(5, micro_model()).items()}
+    results = []
+    for config in (StepConfig(weights=weights), StepConfig(weights=weights, accumulate=2), StepConfig(weights=weights, logits_chunk=32)):
+        run = prepare(micro_model(), config, ("^phi",))
+        state, report = run.step(run.state, batch)
+        results.append((flatten(state.trainable), {key: float(value) for key, value in report.metrics.items()}))
+    (whole, numbers), *others = results
+    assert numbers["loss"] > 1
+    for params, others_numbers in others:
+        assert others_numbers == pytest.approx(numbers, rel=1e-5)
+        for path, leaf in params.items():
+            np.testing.assert_allclose(leaf, whole[path], rtol=1e-4, atol=2e-6, err_msg=path)
+
+
+def test_accumulation_takes_the_mean_over_the_parts():
+    batch = {"x": jnp.arange(12.0).reshape(6, 2)}
+
+    def gradients(part, rng):
+        return {"w": part["x"].sum(0)}, {"loss": part["x"][0, 0] + jax.random.uniform(rng)}, part["x"]
+
+    key = jax.random.key(3)
+    grads, losses, masks = _accumulated(gradients, batch, key, 3)
+    np.testing.assert_array_equal(grads["w"], np.arange(12.0).reshape(6, 2).sum(0) / 3)
+    np.testing.assert_array_equal(masks, [[0, 1], [6, 7]])  # Rows 0 and 3: each part takes every third row.
+    noise = np.mean([jax.random.uniform(k) for k in jax.random.split(key, 3)])
+    assert float(losses["loss"]) == pytest.approx((0 + 2 + 4) / 3 + noise, rel=1e-6)

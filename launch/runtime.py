@@ -1,0 +1,76 @@
+"""Starts `segearth-r2` as one process of a run on many hosts: `python launch/runtime.py train --config FILE --workdir DIR ...`.
+
+Finds out where it is, in this order, joins the processes of the run, and hands its arguments to the command line:
+
+    explicit   JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are set (local_processes.py, SkyPilot, a hand-made cluster)
+    slurm      a step of a SLURM job with several tasks (SLURM_STEP_NODELIST, SLURM_NTASKS, ...); one process per GPU
+    tpu        a TPU VM or a TPU container of GKE: JAX asks the environment or the metadata server for the other hosts
+    local      none of these: one process, all devices of this machine
+
+SEGEARTH_R2_RUNTIME names one of them where the guess is wrong. JAX_COMPILATION_CACHE_DIR (default: ~/.cache/segearth-r2-jax) keeps
+compiled programs from one start to the next.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+RUNTIMES = ("explicit", "slurm", "tpu", "local")
+# Device files of TPU VMs: older generations, and those that are passed through VFIO.
+TPU_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")
+
+
+def detect(environment: Mapping[str, str], has_tpu: bool) -> str:
+    """Which of RUNTIMES this is; SystemExit with one line if the environment contradicts itself."""
+    chosen = environment.get("SEGEARTH_R2_RUNTIME")
+    if chosen is not None and chosen not in RUNTIMES:
+        raise SystemExit(f"SEGEARTH_R2_RUNTIME={chosen}: expected one of {', '.join(RUNTIMES)}")
+    given = [name for name in EXPLICIT if environment.get(name)]
+    if chosen == "explicit" or (chosen is None and given):
+        if missing := [name for name in EXPLICIT if name not in given]:
+            raise SystemExit(f"{', '.join(missing)} must be set, too: all of {', '.join(EXPLICIT)}, or none")
+        return "explicit"
+    if chosen is not None:
+        return chosen
+    if all(environment.get(name) for name in SLURM) and environment["SLURM_NTASKS"] != "1":
+        return "slurm"
+    if has_tpu and environment.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
+        return "tpu"
+    return "local"
+
+
+def initialize(runtime: str, environment: Mapping[str, str]) -> None:
+    """Joins the other processes of the run. Before anything else of JAX, which would claim the devices for this process alone."""
+    import jax
+
+    cache = environment.get("JAX_COMPILATION_CACHE_DIR") or str(Path.home() / ".cache" / "segearth-r2-jax")
+    jax.config.update("jax_compilation_cache_dir", cache)
+    if runtime == "local":
+        return
+    # On CPUs, programs that run at the same time can each hold what the other waits for in their collectives.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    # A SIGTERM to any process becomes known to all of them, so that they save the same step.
+    jax.config.update("jax_enable_preemption_service", True)
+    if runtime == "explicit":
+        address, count, number = (environment[name] for name in EXPLICIT)
+        jax.distributed.initialize(address, int(count), int(number))
+    else:
+        jax.distributed.initialize()
+
+
+def main() -> None:
+    has_tpu = any(glob.glob(pattern) for pattern in TPU_DEVICES)
+    initialize(detect(os.environ, has_tpu), os.environ)
+    from segearth_r2_jax.cli.main import main as segearth
+
+    segearth(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

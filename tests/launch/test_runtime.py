@@ -1,0 +1,107 @@
+"""Where a process finds itself, and several processes of one machine as one command."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, LAUNCH / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+runtime = load("runtime")
+EXPLICIT = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_NTASKS": "16",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "3",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "has_tpu", "expected"),
+    [
+        ({}, False, "local"),
+        ({}, True, "tpu"),
+        ({"JAX_PLATFORMS": "cpu"}, True, "local"),
+        (SLURM, False, "slurm"),
+        (SLURM | {"SLURM_NTASKS": "1"}, False, "local"),
+        ({"SLURM_JOB_ID": "1"}, False, "local"),  # sbatch without srun: this is not one of several tasks.
+        (EXPLICIT | SLURM, True, "explicit"),
+        ({"SEGEARTH_R2_RUNTIME": "local"} | EXPLICIT | SLURM, True, "local"),
+    ],
+)
+def test_the_runtime_is_seen_in_the_environment(environment, has_tpu, expected):
+    assert runtime.detect(environment, has_tpu) == expected
+
+
+def test_a_contradiction_is_one_line():
+    with pytest.raises(SystemExit, match="JAX_PROCESS_ID must be set, too"):
+        runtime.detect({name: value for name, value in EXPLICIT.items() if name != "JAX_PROCESS_ID"}, False)
+    with pytest.raises(SystemExit, match="SEGEARTH_R2_RUNTIME=mpi: expected one of explicit, slurm, tpu, local"):
+        runtime.detect({"SEGEARTH_R2_RUNTIME": "mpi"}, False)
+
+
+def run(tmp_path: Path, program: str, *options: str) -> subprocess.Popen:
+    """Starts `local_processes` with `program` in the place of runtime.py."""
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    code = (
+        f"import sys; sys.path.insert(0, {str(LAUNCH)!r}); import local_processes, pathlib; "
+        f"local_processes.RUNTIME = pathlib.Path({str(script)!r}); sys.exit(local_processes.main(sys.argv[1:]))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_each_process_knows_its_number_and_lines_name_their_process(tmp_path):
+    names = ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES", "JAX_NUM_CPU_DEVICES")
+    program = f"import os, sys; print(*(os.environ[name] for name in {names}), *sys.argv[1:])"
+    process = run(tmp_path, program, "-n", "3", "--cpu-devices", "2", "train", "--config", "c.py")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert sorted(output.splitlines()) == [f"[{n}] {n} 3 2 train --config c.py" for n in range(3)]
+
+
+def test_a_failing_process_ends_the_others_and_gives_the_exit_status(tmp_path):
+    program = "import os, sys, time\nif os.environ['JAX_PROCESS_ID'] == '1': sys.exit(7)\nprint(os.getpid(), flush=True); time.sleep(600)"
+    process = run(tmp_path, program, "-n", "2", "--grace", "0.5", "train")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 7
+    pid = int(output.removeprefix("[0] "))
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_termination_is_passed_on(tmp_path):
+    program = (
+        "import signal, sys, time\n"
+        "def end(*_):\n    print('ending', flush=True); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end); print('ready', flush=True); time.sleep(600)"
+    )
+    process = run(tmp_path, program, "-n", "2", "train")
+    assert {process.stdout.readline(), process.stdout.readline()} == {"[0] ready\n", "[1] ready\n"}
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert sorted(output.splitlines()) == ["[0] ending", "[1] ending"]
+
+
+def test_a_verb_is_needed():
+    command = [sys.executable, str(LAUNCH / "local_processes.py"), "-n", "2"]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert result.returncode == 2
+    assert "a verb" in result.stderr

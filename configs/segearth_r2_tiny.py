@@ -1,6 +1,6 @@
 """The tiny preset on drawn scenes: every part of the full system, small enough to be trained from random weights on a laptop.
 
-    python -m data_pipeline.synthesize --output runs/tiny/scenes --train 1500 --test 60
+    python -m data_pipeline.synthesize --world simple --output runs/tiny/scenes --train 1500 --test 60
     python -m data_pipeline.build_shards --source lasers --input runs/tiny/scenes --output runs/tiny/shards
     segearth-r2 train --config configs/segearth_r2_tiny.py --workdir runs/tiny/model
 

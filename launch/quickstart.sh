@@ -19,7 +19,7 @@ step() { printf '\n== %s (%d:%02d)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); 
 SECONDS=0
 
 step "1/5 drawing scenes with known masks"
-"$PYTHON" -m data_pipeline.synthesize --output "$folder/scenes" --train 1500 --test 60 --size 256 --seed 0
+"$PYTHON" -m data_pipeline.synthesize --output "$folder/scenes" --world simple --train 1500 --test 60 --size 256 --seed 0
 
 step "2/5 packing them into TFRecord shards"
 if [ ! -e "$folder/shards/manifest.json" ]; then

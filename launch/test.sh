@@ -6,6 +6,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 install_environment requirements-dev.txt
 use_cpu_by_default
+# The pages are tested in a real browser, where one is installed or can be; elsewhere those tests skip, saying so.
+if ! command -v chromedriver > /dev/null && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+  echo "installing chromium for the browser tests"
+  { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium chromium-driver; } > /dev/null 2>&1 ||
+    echo "chromium could not be installed: the browser tests will skip"
+fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 exec "$PYTHON" -m pytest -m "not slow" --durations=10 "$@"

@@ -102,7 +102,7 @@ def compose(
     made = dict(zip(images, _progressing(_mapped(workers, jobs), len(jobs), progress), strict=True))
     rows = [row for name in images for _, row in made[name].rows]
     if not rows:
-        raise UserError(f"{SUMMARY}: not one row could be composed: no picture shows a category that is large enough and clearly its own")
+        raise UserError(f"--output {output}: not one row could be composed; no picture shows a category that is large and clear enough")
     rewritten = None if rewrite is None else rewrite(rows)
     summary = _summary(settings, notes, made, sides, digests) | ({} if rewritten is None else {"rewriting": dict(rewritten)})
     output.parent.mkdir(parents=True, exist_ok=True)

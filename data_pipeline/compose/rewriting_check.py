@@ -5,11 +5,12 @@ The check is strict and knows only words: it would rather lose a good rewriting 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from data_pipeline.grammar.lexicon import ENTRIES, GROUPS, Entry
+from data_pipeline.grammar.lexicon import ENTRIES, GROUPS, Entry, make_entry
 
 MARKED = re.compile(r"<p>(.*?)</p>\s*\[SEG\]")
 # Words that decide which of several things is meant, each with what may stand in its place.
@@ -92,20 +93,21 @@ def _decisive(text: str) -> set[str]:
     return {_CANONICAL[word] for word in words if word in _CANONICAL} | {word for word in words if word.isdigit()}
 
 
-def _noun_table(names: Iterable[str]) -> dict[str, tuple[str, bool]]:
-    """Every noun -> (category or group, whether it is a plural)."""
+@functools.lru_cache(maxsize=4)
+def _noun_table(names: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, tuple[str, bool]]]:
+    """A pattern of every noun, and of each the category or group and whether it is a plural."""
     found: dict[str, tuple[str, bool]] = {}
-    entries: list[Entry] = [*ENTRIES.values(), *(Entry(name, name, form="mass") for name in names if name not in ENTRIES)]
+    entries: list[Entry] = [*ENTRIES.values(), *(make_entry(name) for name in names if name not in ENTRIES)]
     for entry in entries:
         found[entry.plural] = (entry.singular, entry.counted)
         found[entry.singular] = (entry.singular, False)
     for group in GROUPS:
         found.setdefault(group.noun, (group.noun, group.plural))
-    return found
+    # A longer name hides the shorter one within it.
+    return re.compile(rf"\b({'|'.join(re.escape(noun) for noun in sorted(found, key=len, reverse=True))})\b"), found
 
 
 def _nouns(text: str, names: Iterable[str]) -> set[tuple[str, bool]]:
-    """The categories that a text names, each with whether it names several of it; a longer name hides the shorter one within it."""
-    table = _noun_table(names)
-    pattern = "|".join(re.escape(noun) for noun in sorted(table, key=len, reverse=True))
-    return {table[noun] for noun in re.findall(rf"\b({pattern})\b", text.lower())}
+    """The categories that a text names, each with whether it names several of it."""
+    pattern, found = _noun_table(tuple(names))
+    return {found[noun] for noun in pattern.findall(text.lower())}

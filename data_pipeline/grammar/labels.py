@@ -37,6 +37,3 @@ class LabelledImage(Protocol):
 
     @property
     def objects(self) -> tuple[LabelledObject, ...]: ...
-
-    @property
-    def metres_per_pixel(self) -> float | None: ...

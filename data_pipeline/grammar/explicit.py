@@ -76,10 +76,9 @@ def _sayable(facts: Facts, group: Group) -> bool:
 
 
 def adjectives(things: list[Fact]) -> list[str]:
-    """The colours and states of things of one category. A state is said only where that of every one is known."""
+    """The colours and then the states of things of one category."""
     colours = sorted({fact.thing.colour for fact in things if fact.thing.colour})
-    states = {fact.thing.state for fact in things}
-    return colours + (sorted(states) if None not in states else [])
+    return colours + sorted({fact.thing.state for fact in things if fact.thing.state})
 
 
 def instances(facts: Facts) -> list[Reference]:
@@ -117,16 +116,13 @@ def named(facts: Facts, category: str) -> list[tuple[Fact, str, str]]:
 def _described(facts: Facts, entry: Entry, things: list[Fact]) -> Iterator[tuple[Fact, str, str]]:
     """By colour or state, by place, or by both."""
     name = entry.singular
-    words = adjectives(things)
-    alike = {word: [fact for fact in things if word in adjectives([fact])] for word in words}
+    alike = {word: [fact for fact in things if word in adjectives([fact])] for word in adjectives(things)}
     alone = {word: dict(zip(numbers_of(same), facts.alone_at(same), strict=True)) for word, same in alike.items()}
     alone_of_all = facts.alone_at(things)
     for fact, only in zip(things, alone_of_all, strict=True):
         if fact.area < facts.smallest_target:
             continue
         for word in adjectives([fact]):
-            if word not in words:
-                continue
             if len(alike[word]) == 1:
                 yield fact, f"the {word} {name}", f"{word} {name}"
             elif alone[word][fact.thing.number]:

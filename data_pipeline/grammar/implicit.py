@@ -74,7 +74,7 @@ def _by_state(facts: Facts) -> list[Reference]:
     for (category, state), questions in STATE_QUESTIONS.items():
         things = facts.of(category)
         alike = [fact for fact in things if fact.thing.state == state]
-        if not facts.complete or not facts.clear(category) or any(fact.thing.state is None for fact in things):
+        if not facts.complete or not facts.clear(category):
             continue
         if sum(fact.area for fact in alike) < 2 * facts.smallest_target:
             continue

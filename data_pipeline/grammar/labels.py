@@ -13,7 +13,10 @@ AIRCRAFT_PARTS = ("fuselage", "left wing", "right wing", "left engine", "right e
 
 @dataclasses.dataclass(frozen=True)
 class LabelledObject:
-    """One thing of a picture; `number` is its value in the object map. What is not known of it is None and never spoken of."""
+    """One thing of a picture; `number` is its value in the object map. What is not known of it is None and never spoken of.
+
+    `state`: damaged, flooded, moored and the like; None is a thing in its usual state, which is none of them.
+    """
 
     number: int
     category: str

@@ -53,7 +53,7 @@ class Settings:
     scenes: int
     rounds: int
     batches: int
-    warm_up: int = 5
+    warm_up: int = 4
 
 
 def measure(folder: Path, shards: Path, workers: int, settings: Settings) -> dict[str, Any]:

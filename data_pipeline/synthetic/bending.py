@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -44,13 +45,24 @@ class Bend:
         curve = np.cumsum(steps, axis=0)
         return cls(stations, heading, curve - curve[middle])
 
+    @functools.cached_property
+    def straight(self) -> bool:
+        """Whether nothing moves."""
+        return not self.heading.any()
+
     def move(self, points: np.ndarray) -> np.ndarray:
         """`points` [..., 2] of the straight layout in the bent one."""
         points = np.asarray(points, float)
+        if self.straight:
+            return points
         y = points[..., 1]
         turn = np.interp(y, self.stations, self.heading)
         base = np.stack([np.interp(y, self.stations, self.curve[:, axis]) for axis in (0, 1)], axis=-1)
         return base + points[..., :1] * np.stack([np.cos(turn), np.sin(turn)], axis=-1)
+
+    def outline(self, points: np.ndarray) -> np.ndarray:
+        """The closed outline `points` [n, 2] bent, with as many corners [m, 2] as its edges need."""
+        return points if self.straight else self.move(densified(points, _STEP))
 
     def turn_at(self, point: Point) -> float:
         """By how much what stands at `point` turns, in radians."""
@@ -87,8 +99,12 @@ def bend_plan(plan: Plan, bend: Bend, rng: np.random.Generator) -> None:
     def moved(things: list, reach: float) -> list:
         return [dataclasses.replace(thing, centre=centre) for thing, centre, _ in placed(things, reach)]
 
+    def seen(things: list) -> list:
+        """Those whose outline may be in the picture."""
+        return [thing for thing in things if _reaches(thing.outline, bend, plan.extent)]
+
     def outlined(things: list) -> list:
-        return [dataclasses.replace(thing, outline=bend.move(densified(thing.outline, _STEP))) for thing in things]
+        return [dataclasses.replace(thing, outline=bend.outline(thing.outline)) for thing in seen(things)]
 
     lots = [(lot.rect, bend.frame_at(lot.rect.centre)) for lot in plan.parking_lots]
     plan.vehicles = [
@@ -101,11 +117,13 @@ def bend_plan(plan: Plan, bend: Bend, rng: np.random.Generator) -> None:
         for building, centre, turn in placed(plan.buildings, 60.0)
     ]
     plan.patches, plan.beaches = outlined(plan.patches), outlined(plan.beaches)
-    plan.fields = [_bent_field(field, bend, rng) for field in plan.fields]
+    plan.fields = [_bent_field(field, bend, rng) for field in seen(plan.fields)]
     plan.forests, plan.lakes = outlined(plan.forests), outlined(plan.lakes)
     plan.rivers = [dataclasses.replace(river, line=bend.move(river.line)) for river in plan.rivers]
-    plan.seas = [Sea(bend.move(densified(sea.outline, _STEP)), bend.move(sea.shore)) for sea in plan.seas]
-    plan.roads = [_road(street, bend) for street in plan.streets]
+    plan.seas = [Sea(bend.outline(sea.outline), bend.move(sea.shore)) for sea in plan.seas]
+    roads = [_road(street, bend) for street in plan.streets]
+    # Their points are a few metres apart, so that a road which is seen has one near.
+    plan.roads = [road for road in roads if np.hypot(road.line[:, 0], road.line[:, 1]).min() < plan.extent * math.sqrt(0.5) + 20]
     plan.streets = []
     plan.crossings = [dataclasses.replace(crossing, frame=bend.rigid_at(crossing.frame)) for crossing in plan.crossings]
     plan.piers = [dataclasses.replace(pier, frame=bend.rigid_at(pier.frame)) for pier in plan.piers]
@@ -114,6 +132,13 @@ def bend_plan(plan: Plan, bend: Bend, rng: np.random.Generator) -> None:
     plan.trees, plan.tanks, plan.roundabouts = moved(plan.trees, 12.0), moved(plan.tanks, 60.0), moved(plan.roundabouts, 30.0)
     plan.crates = [_moved_crate(crate, bend) for crate in plan.crates]
     plan.parasols = [_moved_crate(parasol, bend) for parasol in plan.parasols]
+
+
+def _reaches(outline: np.ndarray, bend: Bend, extent: float) -> bool:
+    low, high = outline.min(0), outline.max(0)
+    middle = bend.move((low + high) / 2)
+    # Lengths along the streets may be twice as long in the bent layout.
+    return math.hypot(*middle) < extent * math.sqrt(0.5) + math.hypot(*(high - low)) + 10.0
 
 
 def _point(place: np.ndarray) -> Point:
@@ -166,7 +191,7 @@ def _bent_field(field: Field, bend: Bend, rng: np.random.Generator) -> Field:
     middle = tuple(field.outline.mean(0))
     return dataclasses.replace(
         field,
-        outline=bend.move(densified(field.outline, _STEP)),
+        outline=bend.outline(field.outline),
         furrow_heading=field.furrow_heading + bend.turn_at(middle),
         tracks=tuple(tracks),
     )

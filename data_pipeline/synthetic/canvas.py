@@ -162,7 +162,7 @@ class Canvas:
         picture = Image.new("RGBX", (size, size))
         for top, bottom in self._strips():
             samples = self._sample_rows(top * SUPERSAMPLING, bottom * SUPERSAMPLING)
-            strip = Image.frombuffer("RGBX", samples.shape[::-1], np.take(packed, samples), "raw", "RGBX", 0, 1)
+            strip = Image.frombuffer("RGBX", samples.shape[::-1], np.take(packed, samples, mode="clip"), "raw", "RGBX", 0, 1)
             picture.paste(strip.reduce(SUPERSAMPLING), (0, top))
         return picture
 

@@ -217,6 +217,14 @@ def _weighted(pool: list[Reference], rng: np.random.Generator) -> Reference:
     return pool[int(rng.choice(len(pool), p=weights / weights.sum()))]
 
 
+def _categories(facts: Facts, reference: Reference) -> list[str]:
+    """The parts that a reference means, or the categories of the things: "the water" is a lake, a river, or both."""
+    if reference.granularity == "part":
+        return [reference.category]
+    numbers = {number for target in reference.targets for number in target.numbers}
+    return sorted({facts.facts[number].thing.category for number in numbers})
+
+
 def _empty(facts: Facts, category: str, shares: Shares, rng: np.random.Generator) -> Instruction:
     entry = facts.entries[category]
     description = _short_request(entry.every, entry.counted, shares, rng)
@@ -242,7 +250,7 @@ def _instruction(facts: Facts, chosen: list[Reference], cell: Cell, shares: Shar
         else:
             description = _short_request(phrase, plural, shares, rng)
             answer = language.named_answer(nouns, plural)
-    category = ", ".join(dict.fromkeys(reference.category for reference in chosen))
+    category = ", ".join(dict.fromkeys(name for reference in chosen for name in _categories(facts, reference)))
     return Instruction(cell, category, description, answer, tuple(targets), tuple(target_mask(facts, target) for target in targets))
 
 

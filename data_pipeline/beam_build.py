@@ -57,15 +57,18 @@ def beam_mapper(source: str, folder: Path, scratch: Path, beam_options: Sequence
         lines = (json.dumps([number, *pack(task)]) for number, task in enumerate(tasks))
         (place / "tasks").write_text("".join(f"{line}\n" for line in lines))
         work = functools.partial(_work, function=function, source=source, folder=str(folder))
-        with beam.Pipeline(options=options) as pipeline:
-            (
-                pipeline
-                | beam.io.ReadFromText(str(place / "tasks"))
-                # Without it the tasks of one file would be one worker's.
-                | beam.Reshuffle()
-                | beam.Map(work)
-                | beam.io.WriteToText(str(place / "results"))
-            )
+        try:
+            with beam.Pipeline(options=options) as pipeline:
+                (
+                    pipeline
+                    | beam.io.ReadFromText(str(place / "tasks"))
+                    # Without it the tasks of one file would be one worker's.
+                    | beam.Reshuffle()
+                    | beam.Map(work)
+                    | beam.io.WriteToText(str(place / "results"))
+                )
+        except Exception as error:  # A runner that does not exist or cannot be reached is met in many ways.
+            raise UserError(f"Beam: {' '.join(str(error).split()) or type(error).__name__:.300}") from error
         found = [json.loads(line) for file in place.glob("results*") for line in file.read_text().splitlines()]
         for _, error, result in sorted(found, key=lambda entry: entry[0]):
             if error is not None:

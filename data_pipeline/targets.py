@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -119,7 +120,8 @@ def read_band(path: Path, name: str) -> np.ndarray:
     UserError beginning with `name` if it is another kind of picture or damaged.
     """
     try:
-        with Image.open(path) as picture:
+        # Pillow remarks on oddities, without the file's name, of pictures that it reads all the same.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise UserError(
                     f"{name}: {picture.width} x {picture.height} pixels are too many (the limit is {MAX_PIXELS // 10**6} million)"

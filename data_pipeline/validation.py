@@ -196,9 +196,8 @@ def _check_image(row: Annotation) -> RowCheck:
     try:
         content = row.read_image_bytes()
         check_png(content, name)
-        with warnings.catch_warnings():
-            # Decoders remark on oddities, without the file's name, of pictures that they read all the same.
-            warnings.simplefilter("ignore")
+        # Decoders remark on oddities, without the file's name, of pictures that they read all the same.
+        with warnings.catch_warnings(action="ignore"):
             height, width = decode_image(content, name).shape[:2]
     except UserError as error:
         return RowCheck(Rejection.from_error(row.name, error).reason)

@@ -77,6 +77,12 @@ def test_an_error_in_a_worker_is_one_line(beam, lasers_copy, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_wrong_runner_is_one_line(beam, lasers_folder, tmp_path, capsys):
+    assert run(lasers_folder, tmp_path / "out", "--", "--runner", "NoSuchRunner") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: Beam: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_beam_one_line_says_so(lasers_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "apache_beam", None)
     assert run(lasers_folder, tmp_path / "out") == 2

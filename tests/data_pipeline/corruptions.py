@@ -14,6 +14,7 @@ import hashlib
 import io
 import itertools
 import json
+import platform
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -344,6 +346,7 @@ def main() -> None:
     page = parser.parse_args().output
     with tempfile.TemporaryDirectory() as folder:
         text = table(survey(Laboratory(Path(folder))))
+    text += f"\n\nMade with Python {platform.python_version()}, numpy {np.__version__}, Pillow {PIL.__version__}."
     before, _, rest = page.read_text().partition(MARKERS[0])
     _, _, after = rest.partition(MARKERS[1])
     page.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}")

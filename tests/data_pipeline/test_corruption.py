@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 from corruptions import FOUND, HARMLESS, REFUSED, REJECTED, SHARES, SOURCE_KINDS, VERIFIED, WELL_FORMED, Laboratory, survey
 
+from data_pipeline import checksums
 from data_pipeline.build_shards import build_shards
 from data_pipeline.checksums import Checksums, check_png
 from data_pipeline.shard_folder import ShardedRecords
@@ -103,6 +108,23 @@ def test_a_wrong_list_of_checksums(tmp_path, text, message):
     (tmp_path / "SHA256SUMS").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=message):
         Checksums(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
+def test_the_list_that_sha256sum_writes(lasers_copy):
+    line = "find . -type f ! -name SHA256SUMS -print0 | sort -z | xargs -0 sha256sum > SHA256SUMS"
+    assert line in Path(checksums.__file__).read_text()
+    subprocess.run(line, shell=True, cwd=lasers_copy, check=True)
+    sums = Checksums(lasers_copy)
+    image = lasers_copy / "train/images/area/0.png"
+    assert sums.wrong(image) is None
+    assert sums.wrong(image.with_name("new.png")) == "is not listed in SHA256SUMS"
+    image.write_bytes(image.read_bytes() + b" ")
+    assert "is damaged or was changed" in Checksums(lasers_copy).wrong(image)
+    file = lasers_copy / "test/annotations/test_short_query.json"
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(UserError, match=r"test_short_query\.json: is damaged or was changed"):
+        Checksums(lasers_copy)
 
 
 def test_without_a_list_nothing_is_compared(tmp_path):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from data_pipeline.grammar.labels import LabelledObject
 from data_pipeline.synthetic import aircraft, buildings, damage, ground, grounds, industry, objects, roads, ships, waters
 from data_pipeline.synthetic.canvas import Canvas
 from data_pipeline.synthetic.conditions import Conditions
@@ -16,36 +16,21 @@ from data_pipeline.synthetic.plan import Building, ParkingLot, Plan, Vehicle
 from data_pipeline.synthetic.shapes import Frame
 
 
-@dataclasses.dataclass(frozen=True)
-class SceneObject:
-    """One thing of the scene; `number` is its value in the object map. What cannot be seen of it, such as a colour under snow, is None.
-
-    `state`: damaged or intact (buildings of scenes that show a disaster), flooded (fields), moving or moored (ships).
-    """
-
-    number: int
-    category: str
-    colour: str | None = None
-    heading: float | None = None  # of an aircraft or a ship in the picture: 0 right, pi/2 down
-    kind: str | None = None
-    state: str | None = None
-
-
 class _Register:
     """Hands out the numbers of the objects."""
 
     def __init__(self, conditions: Conditions):
         self.conditions = conditions
-        self.objects: list[SceneObject] = []
+        self.objects: list[LabelledObject] = []
 
     def add(self, category: str, colour: str | None = None, **facts: Any) -> int:
         if not self.conditions.shows_colour_of(category):
             colour = None
-        self.objects.append(SceneObject(len(self.objects) + 1, category, colour, **facts))
+        self.objects.append(LabelledObject(len(self.objects) + 1, category, colour, **facts))
         return len(self.objects)
 
 
-def paint(canvas: Canvas, plan: Plan, rng: np.random.Generator, conditions: Conditions = Conditions()) -> tuple[SceneObject, ...]:
+def paint(canvas: Canvas, plan: Plan, rng: np.random.Generator, conditions: Conditions = Conditions()) -> tuple[LabelledObject, ...]:
     """Paints everything in `plan` and returns the objects in the order of their numbers."""
     things = _Register(conditions)
     _paint_flat(canvas, plan, things, rng)

@@ -7,12 +7,12 @@ import math
 
 import numpy as np
 
+from data_pipeline.grammar.labels import LabelledObject
 from data_pipeline.synthetic import painting, sensor, shading
 from data_pipeline.synthetic.canvas import Canvas, View
 from data_pipeline.synthetic.conditions import Conditions
 from data_pipeline.synthetic.districts import make_full_plan
 from data_pipeline.synthetic.layout import make_plan
-from data_pipeline.synthetic.painting import SceneObject
 
 WORLDS = ("simple", "full")
 # The layout is turned by up to TURN radians from the right angles; only in held-out scenes by TURN + MARGIN up to 45 degrees.
@@ -26,7 +26,7 @@ class Scene:
     image: np.ndarray
     object_map: np.ndarray
     part_map: np.ndarray
-    objects: tuple[SceneObject, ...]
+    objects: tuple[LabelledObject, ...]
     theme: str
     metres_per_pixel: float
 

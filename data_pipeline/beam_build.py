@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.annotation import Annotation, Rejection
-from data_pipeline.build_shards import add_arguments, run_build, run_command
+from data_pipeline.build_shards import RESUMES, add_arguments, run_build
+from data_pipeline.command_line import run_command
 from data_pipeline.shard_task import InputChanged, ShardTask
 from data_pipeline.sources.registry import get_source
 from data_pipeline.validation import CheckTask, Mapper, read_rows
@@ -131,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="a folder that every worker sees (default: beside the output)")
     options = parser.parse_args(own)
-    return run_command(lambda: _build(options, beam_options, shlex.join(["python", "-m", "data_pipeline.beam_build", *given])))
+    command = shlex.join(["python", "-m", "data_pipeline.beam_build", *given])
+    return run_command(lambda: _build(options, beam_options, command), RESUMES)
 
 
 def _build(options: argparse.Namespace, beam_options: Sequence[str], command: str) -> None:

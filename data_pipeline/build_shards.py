@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.check_cache import AnnotationFiles, CheckCache, write_cache
+from data_pipeline.command_line import run_command
 from data_pipeline.progress import Progress
 from data_pipeline.report import REPORT, make_report, write_report
 from data_pipeline.shard_output import CHECKS, claim, finish, make_manifest
@@ -34,6 +35,8 @@ from segearth_r2_jax.errors import UserError
 
 # Rejections that the command line shows; the report has all of them.
 _SHOWN = 5
+# What an interruption leaves.
+RESUMES = "the same command goes on from here"
 
 
 def build_shards(
@@ -218,19 +221,6 @@ def _print_rejections(folder: Path) -> None:
         print(f"rejected {len(rejected)} rows in all; every reason is in {folder / REPORT}", file=sys.stderr)
 
 
-def run_command(action: Callable[[], None]) -> int:
-    """Runs a command; its exit status. What is wrong is one line on stderr."""
-    try:
-        action()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m data_pipeline.build_shards", description="Builds TFRecord shards from a data set.")
@@ -243,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "data_pipeline.build_shards", *given])
     if options.validate_only:
         return run_command(lambda: _run_validation(options, command))
-    return run_command(lambda: run_build(options, command, workers=options.workers))
+    return run_command(lambda: run_build(options, command, workers=options.workers), RESUMES)
 
 
 def _run_validation(options: argparse.Namespace, command: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.annotation import Annotation, Rejection
+from data_pipeline.command_line import run_command
 from data_pipeline.distributions import Distributions
 from data_pipeline.pages.folder import check_new_folder, whole_folder
 from data_pipeline.pages.markup import Markup, write_page
@@ -141,19 +142,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (options.source is None) != (options.input is None):
         parser.error("--source and --input belong together")
     how = {"samples": options.samples, "seed": options.seed, "scan": options.scan}
-    try:
+
+    def run() -> None:
         if options.shards is not None:
             page = inspect_shards(options.shards, options.split, options.output, **how)
         else:
             page = inspect_source(options.source, options.input, options.split, options.output, **how)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    print(f"{page}: open it in a browser")
-    return 0
+        print(f"{page}: open it in a browser")
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

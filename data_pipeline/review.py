@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.annotation import Annotation, Rejection
+from data_pipeline.command_line import run_command
 from data_pipeline.inspect import PAGE, drawn
 from data_pipeline.pages.folder import check_new_folder, whole_folder
 from data_pipeline.pages.markup import write_page
@@ -123,16 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, metavar="N", help="rows to show, drawn at random (default: all)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed draws other rows (default: 0)")
     options = parser.parse_args(arguments)
-    try:
+
+    def run() -> None:
         count = write_review(options.input, options.output, split=options.split, samples=options.samples, seed=options.seed)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    print(f"{options.output / PAGE}: {count} rows; open it in a browser")
-    return 0
+        print(f"{options.output / PAGE}: {count} rows; open it in a browser")
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

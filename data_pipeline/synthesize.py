@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data_pipeline.command_line import run_command
 from data_pipeline.grammar.facts import Facts
 from data_pipeline.grammar.lexicon import DRAWN_CATEGORIES, entries_of
 from data_pipeline.grammar.records import (
@@ -247,20 +248,15 @@ def main(arguments: list[str] | None = None) -> int:
     add_arguments(parser)
     options = vars(parser.parse_args(arguments))
     output, workers = options.pop("output"), options.pop("workers")
-    try:
+
+    def run() -> None:
         settings = WorldSettings(**options)
-        drawn = synthesize(settings, output, workers)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    if drawn:
-        print(f"{output}: {settings.train} training and {settings.test} test scenes of {settings.size} x {settings.size} pixels")
-    else:
-        print(f"{output}: already there")
-    return 0
+        if synthesize(settings, output, workers):
+            print(f"{output}: {settings.train} training and {settings.test} test scenes of {settings.size} x {settings.size} pixels")
+        else:
+            print(f"{output}: already there")
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epath
 
+from data_pipeline.command_line import run_command
 from data_pipeline.manifest import read_manifest
 from data_pipeline.progress import Progress
 from data_pipeline.random_access import cannot_read, file_size
@@ -62,13 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_pipeline.verify_shards", description="Compares shards with their manifest.")
     parser.add_argument("folder", metavar="DIR", help="the folder of shards; gs:// too")
     options = parser.parse_args(arguments)
-    try:
+
+    def run() -> None:
         shards, records = verify_shards(options.folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{options.folder}: {shards} shards with {records} records are as they were written")
-    return 0
+        print(f"{options.folder}: {shards} shards with {records} records are as they were written")
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

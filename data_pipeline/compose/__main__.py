@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.command_line import run_command
 from data_pipeline.compose import rewriting
 from data_pipeline.compose.build import Settings, compose
 from data_pipeline.compose.classes import PRESETS, load_classes
@@ -47,19 +48,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; the exit status."""
     options = build_parser().parse_args(arguments)
-    try:
-        settings = Settings(options.records, options.test_share, options.seed)
-        workers = _workers(options.workers)
-        images, labels = _read_input(options)
-        summary = compose(
-            images, labels, options.output, settings, _notes(options), workers, rewriting.from_options(options, tuple(labels.entries))
-        )
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: no data set was written", file=sys.stderr)
-        return 130
+    return run_command(lambda: _run(options), "no data set was written")
+
+
+def _run(options: argparse.Namespace) -> None:
+    settings = Settings(options.records, options.test_share, options.seed)
+    workers = _workers(options.workers)
+    images, labels = _read_input(options)
+    rewriter = rewriting.from_options(options, tuple(labels.entries))
+    summary = compose(images, labels, options.output, settings, _notes(options), workers, rewriter)
     told = []
     for split, word in (("train", "training"), ("test", "test")):
         told.append(f"{sum(summary['rows'][split].values())} {word} rows of {summary['pictures'][split]} pictures")
@@ -69,7 +66,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{len(summary[key])} pictures {said}; compose.json names them")
     if "rewriting" in summary:
         print(rewriting.told(summary["rewriting"]))
-    return 0
 
 
 def _workers(given: int | None) -> int:

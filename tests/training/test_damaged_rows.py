@@ -37,9 +37,10 @@ def losses():
     params, abstract = random_params(make), abstract_module(make)
 
     def objective(params, batch):
-        output = forward(bind(abstract, params), batch, dtype="float32", supervise_attention=True, rng=None)
+        model = bind(abstract, params)
+        output = forward(model, batch, dtype="float32", supervise_attention=True, rng=None)
         draws = draw_points(jax.random.key(0), output.mask_logits.shape[0], batch["mask_valid"].size, RUN.step.points)
-        return total_loss(output, batch, draws, RUN.step.weights, RUN.step.points)
+        return total_loss(output, batch, draws, RUN.step.weights, RUN.step.points, logits_of=model.phi.logits)
 
     @jax.jit
     def run(batch):

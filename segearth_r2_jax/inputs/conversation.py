@@ -236,7 +236,7 @@ def smallest_bucket(length: int, buckets: Sequence[int], name: str) -> int:
     """The smallest of `buckets` that holds `length` positions; UserError naming the record if none does."""
     fitting = [bucket for bucket in buckets if bucket >= length]
     if not fitting:
-        raise UserError(f"{name}: needs {length} token positions, at most {max(buckets)} fit; shorten its text or allow more")
+        raise UserError(f"{name}: needs {length} token positions, at most {max(buckets)} fit; shorten its text or raise token_buckets")
     return min(fitting)
 
 

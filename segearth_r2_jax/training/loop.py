@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import math
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +93,7 @@ def train(config: RunConfig, workdir: Path) -> None:
                 log = RunLog(workdir, first_step=first_step, num_steps=config.num_steps, print_every=config.print_every)
                 stack.enter_context(contextlib.closing(log))
             step = compile_train_step(abstract, optimizer, config.step, mesh, sharded)
-            _loop(config, state, step, loader, mesh, log, checkpoints, functools.partial(_picture, tokenizer))
+            _loop(config, workdir, state, step, loader, mesh, log, checkpoints, functools.partial(_picture, tokenizer))
 
 
 def loader_config(config: RunConfig) -> LoaderConfig:
@@ -114,6 +115,7 @@ def loader_config(config: RunConfig) -> LoaderConfig:
 
 def _loop(
     config: RunConfig,
+    workdir: Path,
     state: TrainState,
     step: Callable[[TrainState, Batch], tuple[TrainState, StepReport]],
     loader: Loader,
@@ -127,9 +129,10 @@ def _loop(
     pending: tuple[int, dict[str, np.ndarray], StepReport] | None = None
 
     def report(number: int, batch: dict[str, np.ndarray], made: StepReport) -> None:
+        metrics = {name: float(value) for name, value in made.metrics.items()}
+        _require_finite(number, metrics, batch["record_index"], workdir)
         if log is None:
             return
-        metrics = {name: float(value) for name, value in made.metrics.items()}
         log.write(number, {**metrics, "learning_rate": float(learning_rate(number - 1))})
         if number % config.picture_every == 0 or number == config.num_steps:
             log.picture(number, picture(batch, np.asarray(made.mask_logits)))
@@ -148,6 +151,16 @@ def _loop(
             pending = None
             checkpoints.save(number, state.trainable, state.opt_state, metadata={"data": loader.get_state()}, force=last)
     checkpoints.wait()
+
+
+def _require_finite(number: int, metrics: dict[str, float], records: np.ndarray, workdir: Path) -> None:
+    """Ends a run whose numbers have become infinite or undefined before they are saved; which records did it stands in a file."""
+    if all(math.isfinite(metrics[name]) for name in ("loss", "grad_norm")):
+        return
+    path = workdir / f"not_finite_step_{number}_process_{jax.process_index()}.json"
+    told = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+    write_json(path, {"step": number, "metrics": told, "records": [int(index) for index in records]})
+    raise UserError(f"step {number}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; {path} names the records of its batch")
 
 
 def _start(

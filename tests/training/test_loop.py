@@ -109,6 +109,21 @@ def test_killed_runs_continue_with_the_identical_losses(whole_run, start, tmp_pa
     assert losses(tmp_path) == losses(whole_run[0])
 
 
+def test_a_run_whose_loss_is_lost_ends_and_names_the_records(start, tmp_path):
+    process = start(tmp_path, "--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_ratio=0.0")
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 2, output
+    (line,) = [line for line in output.splitlines() if "error" in line]
+    (file,) = tmp_path.glob("not_finite_step_*_process_0.json")
+    assert str(file) in line
+    content = json.loads(file.read_text())
+    assert line.startswith(f"segearth-r2: error: step {content['step']}: loss ")
+    assert len(content["records"]) == 2
+    # What was saved before is from a whole step; the log ends before the lost one.
+    assert losses(tmp_path)[-1]["step"] == content["step"] - 1
+    assert all(int(path.name) < content["step"] for path in (tmp_path / "steps").iterdir())
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -59,11 +59,12 @@ def _run(options: argparse.Namespace) -> None:
     summary = compose(images, labels, options.output, settings, _notes(options), workers, rewriter)
     told = []
     for split, word in (("train", "training"), ("test", "test")):
-        told.append(f"{sum(summary['rows'][split].values())} {word} rows of {summary['pictures'][split]} pictures")
+        pictures = summary["pictures"][split]
+        told.append(f"{sum(summary['rows'][split].values())} {word} rows of {pictures} picture{'' if pictures == 1 else 's'}")
     print(f"{options.output}: {', '.join(told)}")
-    for key, said in (("partly_labelled", "are labelled in part"), ("without_rows", "gave no row")):
+    for key, said in (("partly_labelled", "pictures labelled in part"), ("without_rows", "pictures that gave no row")):
         if summary[key]:
-            print(f"{len(summary[key])} pictures {said}; compose.json names them")
+            print(f"{said}: {len(summary[key])}; compose.json names them")
     if "rewriting" in summary:
         print(rewriting.told(summary["rewriting"]))
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.annotation import Annotation, Rejection
+from data_pipeline.atomic import check_new_folder, whole_folder
 from data_pipeline.command_line import run_command
 from data_pipeline.distributions import Distributions
-from data_pipeline.pages.folder import check_new_folder, whole_folder
 from data_pipeline.pages.markup import Markup, write_page
 from data_pipeline.pages.overview import Overview, overview_page
 from data_pipeline.pages.pictures import make_jpeg, make_picture

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.annotation import Annotation, Rejection
+from data_pipeline.atomic import check_new_folder, whole_folder
 from data_pipeline.command_line import run_command
 from data_pipeline.inspect import PAGE, drawn
-from data_pipeline.pages.folder import check_new_folder, whole_folder
 from data_pipeline.pages.markup import write_page
 from data_pipeline.pages.pictures import Jpeg, make_jpeg, make_picture
 from data_pipeline.pages.review_page import review_page, review_row

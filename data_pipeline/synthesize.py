@@ -13,9 +13,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data_pipeline.atomic import whole_folder
 from data_pipeline.command_line import run_command
 from data_pipeline.grammar.facts import Facts
 from data_pipeline.grammar.lexicon import DRAWN_CATEGORIES, entries_of
@@ -108,19 +107,11 @@ def synthesize(settings: WorldSettings, output: str | os.PathLike[str], workers:
     output = Path(output).absolute()
     if _already_there(settings, output):
         return False
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
-        partial.chmod(0o755)
+    with whole_folder(output) as partial:
         for split in SPLITS:
             (partial / split / "images").mkdir(parents=True)
             (partial / split / "annotations").mkdir()
         _write_scenes(settings, partial, _worker_count(settings, workers), progress)
-        if output.is_dir():
-            output.rmdir()
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return True
 
 

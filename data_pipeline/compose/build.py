@@ -9,9 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from data_pipeline.atomic import whole_folder
 from data_pipeline.compose.coco import CocoLabels
 from data_pipeline.compose.labels import RasterLabels
 from data_pipeline.compose.pairing import split_by_image
@@ -105,17 +104,9 @@ def compose(
         raise UserError(f"--output {output}: not one row could be composed; no picture shows a category that is large and clear enough")
     rewritten = None if rewrite is None else rewrite(rows)
     summary = _summary(settings, notes, made, sides, digests) | ({} if rewritten is None else {"rewriting": dict(rewritten)})
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
-        partial.chmod(0o755)
+    with whole_folder(output) as partial:
         _write(partial, images, made, sides, digests)
         (partial / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if output.is_dir():
-            output.rmdir()
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return summary
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.pages.folder import check_new_folder, whole_folder
+from data_pipeline.atomic import check_new_folder, whole_folder
 from data_pipeline.pages.markup import Markup, element, page, table, write_page
 from data_pipeline.pages.pictures import make_jpeg, make_picture
 from data_pipeline.pages.plots import bar_chart, histogram

@@ -2,7 +2,7 @@
 
 For one process per GPU (`--gpus`: process i sees GPU i), and to try on a CPU what a cluster will do (`--cpu-devices 2` gives each
 process two simulated devices). Every line of output begins with the number of its process. The first process that fails ends the
-others; its exit status is the command's. SIGTERM and Ctrl-C are passed on to all.
+others; its exit status is the command's (75: preempted, the same command continues). SIGTERM and Ctrl-C are passed on to all.
 """
 
 from __future__ import annotations

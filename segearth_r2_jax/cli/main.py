@@ -1,4 +1,5 @@
-"""The command `segearth-r2`: finds the verb, runs it, and turns a UserError into one line and exit status 2.
+"""The command `segearth-r2`: finds the verb, runs it, and turns a UserError into one line and exit status 2
+(wrong input), a Preempted into one line and exit status 75 (the same command continues).
 
 A verb is a module here with `HELP`, `add_arguments(parser)` and `run(args)`. What is slow (JAX) is imported inside `run`: help and
 mistakes in the arguments answer at once. A verb whose parser has an argument `overrides` also finds there the arguments that the
@@ -13,14 +14,14 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from segearth_r2_jax.errors import UserError
+from segearth_r2_jax.errors import PREEMPTED, Preempted, UserError
 
 PROGRAM = "segearth-r2"
 VERBS = ("predict", "train", "evaluate", "convert")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line `arguments` (default: sys.argv). Exits with status 2 on wrong input, 130 when interrupted."""
+    """Runs the command line `arguments` (default: sys.argv). Exits with 2 on wrong input, 75 when preempted, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Say what to find in an aerial or satellite image and get it as masks.", allow_abbrev=False
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Preempted as end:
+        print(f"{PROGRAM}: {end}", file=sys.stderr)
+        sys.exit(PREEMPTED)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         sys.exit(130)

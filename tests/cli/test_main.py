@@ -7,7 +7,7 @@ import pytest
 
 from segearth_r2_jax.cli import main as command
 from segearth_r2_jax.cli.main import VERBS, main
-from segearth_r2_jax.errors import UserError
+from segearth_r2_jax.errors import PREEMPTED, Preempted, UserError
 
 
 def test_help_names_every_verb_and_imports_nothing_slow():
@@ -57,6 +57,19 @@ def test_a_user_error_is_one_line_and_status_2(monkeypatch, capsys):
         main(["predict", "a.png", "--instruction", "x", "--checkpoint", "c", "--output", "o"])
     assert end.value.code == 2
     assert capsys.readouterr().err == "segearth-r2: error: a.png: is empty\n"
+
+
+def test_a_preempted_run_is_one_line_and_status_75(monkeypatch, capsys):
+    from segearth_r2_jax.cli import train
+
+    def run(args):
+        raise Preempted("saved after step 3")
+
+    monkeypatch.setattr(train, "run", run)
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--config", "c.py", "--workdir", "w"])
+    assert end.value.code == PREEMPTED == 75
+    assert capsys.readouterr().err == "segearth-r2: saved after step 3\n"
 
 
 def test_a_defect_of_the_program_is_not_hidden(monkeypatch):

@@ -100,6 +100,17 @@ def test_a_termination_is_passed_on(tmp_path):
     assert sorted(output.splitlines()) == ["[0] ending", "[1] ending"]
 
 
+def test_preempted_processes_give_their_status(tmp_path):
+    program = (
+        "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('ready', flush=True); time.sleep(600)"
+    )
+    process = run(tmp_path, program, "-n", "2", "train")
+    assert {process.stdout.readline(), process.stdout.readline()} == {"[0] ready\n", "[1] ready\n"}
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+
+
 def test_a_verb_is_needed():
     command = [sys.executable, str(LAUNCH / "local_processes.py"), "-n", "2"]
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ)

@@ -1,4 +1,4 @@
-"""Checkpoint folders: the one place that knows Orbax.
+"""Checkpoint folders: what is in one, and its parameters.
 
 A folder is the same for a run's work directory and for converted weights:
 
@@ -9,36 +9,31 @@ A folder is the same for a run's work directory and for converted weights:
     steps/<n>/        after n training steps: trainable parameters, optimizer, metadata (the position in the data)
 
 Trees are nested dicts with string keys, so that a path in a checkpoint is the path in the model. The parameters of a folder are base
-overlaid with the trainable ones of the newest whole step. A step that was cut off while it was written is never read.
+overlaid with the trainable ones of the newest whole step. A folder that was cut off while it was written is never read, and what is read
+is compared with the checksums that were written with it.
 """
 
 from __future__ import annotations
 
-import copy
 import os
+import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
+from segearth_r2_jax.checkpoints.array_trees import load_tree, save_tree, tree_shapes
 from segearth_r2_jax.checkpoints.json_files import read_json, write_json
 from segearth_r2_jax.checkpoints.key_rules import check_tree
+from segearth_r2_jax.checkpoints.sealed_folder import find_damage, is_whole, set_aside
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.binding import Params, flatten, unflatten
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
 
-# Orbax writes into "<name>.orbax-checkpoint-tmp", renames it when all is written, and marks it. The mark also tells a whole step from
-# one that was copied in part.
-_TEMPORARY = ".orbax-checkpoint-tmp"
-_MARK = "commit_success.txt"
 
-
-def _folder(directory: epath.PathLike) -> epath.Path:
+def absolute(directory: epath.PathLike) -> epath.Path:
     """Orbax takes absolute paths only."""
     return epath.Path(directory) if "://" in str(directory) else epath.Path(os.path.abspath(directory))
 
@@ -46,8 +41,8 @@ def _folder(directory: epath.PathLike) -> epath.Path:
 def write_config(directory: epath.PathLike, config: Mapping[str, Any]) -> None:
     """Write DIR/config.json; `config["model"]` is `SegEarthR2Config.to_dict()`. One process writes."""
     if jax.process_index() == 0:
-        _folder(directory).mkdir(parents=True, exist_ok=True)
-        write_json(_folder(directory) / "config.json", config)
+        absolute(directory).mkdir(parents=True, exist_ok=True)
+        write_json(absolute(directory) / "config.json", config)
 
 
 def read_config(directory: epath.PathLike) -> dict[str, Any]:
@@ -56,7 +51,7 @@ def read_config(directory: epath.PathLike) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it does not describe a network.
     """
-    path = _folder(directory) / "config.json"
+    path = absolute(directory) / "config.json"
     config = read_json(path)
     if not isinstance(config.get("model"), dict):
         raise UserError(f'{path}: no "model"; a checkpoint folder of this project has it (PyTorch weights go through `convert` first)')
@@ -73,7 +68,7 @@ def read_model_config(directory: epath.PathLike) -> SegEarthR2Config:
     try:
         return SegEarthR2Config.from_dict(config["model"])
     except (UserError, TypeError, ValueError) as error:
-        raise UserError(f"{_folder(directory) / 'config.json'}: not a network of this version ({error})") from error
+        raise UserError(f"{absolute(directory) / 'config.json'}: not a network of this version ({error})") from error
 
 
 def save_base(directory: epath.PathLike, params: Params) -> None:
@@ -82,206 +77,124 @@ def save_base(directory: epath.PathLike, params: Params) -> None:
     Raises:
         UserError: the folder has them already.
     """
-    _save_tree(_folder(directory) / "base", params)
+    save_tree(absolute(directory) / "base", params)
+
+
+def load_base(directory: epath.PathLike, abstract_params: Params) -> Params | None:
+    """What `save_base` wrote, with the shapes, dtypes and shardings of `abstract_params`; None if it is not there or is damaged.
+
+    Raises:
+        UserError: it holds other parameters.
+    """
+    base = absolute(directory) / "base"
+    if not is_whole(base):
+        return None
+    if damage := find_damage(base):
+        set_aside(base, damage)
+        return None
+    wanted = flatten(abstract_params)
+    shapes = {name: tuple(leaf.shape) for name, leaf in tree_shapes(base).items()}
+    check_tree(shapes, {name: tuple(leaf.shape) for name, leaf in wanted.items()}, str(base))
+    return unflatten(load_tree(base, wanted))
+
+
+def keep_base(directory: epath.PathLike, params: Params) -> None:
+    """Sees to it that the folder holds the parameters that training does not change; damaged ones are renamed, with a line."""
+    base = absolute(directory) / "base"
+    if has_base(directory):
+        damage = find_damage(base)
+        if damage is None:
+            return
+        set_aside(base, damage)
+    save_base(directory, params)
 
 
 def save_unused(directory: epath.PathLike, tensors: Mapping[str, Any]) -> None:
     """Keep the reference tensors that the network does not use, by the names that `KeyMap.to_parameters` gave."""
     if tensors:
-        _save_tree(_folder(directory) / "unused", dict(tensors))
+        save_tree(absolute(directory) / "unused", dict(tensors))
 
 
 def load_unused(directory: epath.PathLike) -> dict[str, np.ndarray]:
     """The tensors that `save_unused` kept; empty if there are none."""
-    path = _folder(directory) / "unused"
-    return _restore(path, _metadata(path)) if _is_whole(path) else {}
+    path = absolute(directory) / "unused"
+    return load_tree(path, tree_shapes(path)) if is_whole(path) else {}
 
 
 def has_base(directory: epath.PathLike) -> bool:
     """Whether DIR/base is there and whole."""
-    return _is_whole(_folder(directory) / "base")
+    return is_whole(absolute(directory) / "base")
 
 
 def latest_step(directory: epath.PathLike) -> int | None:
     """The newest whole step under DIR/steps, None if there is none."""
-    steps = _folder(directory) / "steps"
+    steps = absolute(directory) / "steps"
     if not steps.exists():
         return None
-    return max((int(path.name) for path in steps.iterdir() if path.name.isdigit() and _is_whole(path)), default=None)
+    return max((int(path.name) for path in steps.iterdir() if path.name.isdigit() and is_whole(path)), default=None)
 
 
-def load_parameters(directory: epath.PathLike, abstract_params: Params | None = None, dtype: jax.typing.DTypeLike | None = None) -> Params:
-    """All parameters of the folder: base, overlaid with the newest whole step's trainable ones.
+def load_parameters(
+    directory: epath.PathLike,
+    abstract_params: Params | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
+    *,
+    select: str = "",
+) -> Params:
+    """The parameters of the folder: base, overlaid with the newest whole step's trainable ones.
 
     abstract_params: the model's tree (`module_params` of the abstract module): the stored tree must be exactly this one. A leaf that
         carries a sharding is loaded as a jax array with it, any other as a numpy array.
     dtype: of the loaded floating-point leaves; by default that of `abstract_params`, without these as stored.
+    select: a regular expression; only the parameters in whose path it is found are looked at, in the folder and in `abstract_params`
+        ("/lora_": the low-rank adapters of a run, to be put onto other weights).
 
     Raises:
-        UserError: the folder holds no parameters, or a parameter is missing, unknown or wrongly shaped.
+        UserError: the folder holds no such parameters, one is missing, unknown or wrongly shaped, or a file is damaged.
     """
-    directory = _folder(directory)
-    step = latest_step(directory)
-    stored: dict[str, tuple[epath.Path, Any]] = {}
-    if has_base(directory):
-        stored.update({path: (directory / "base", leaf) for path, leaf in _metadata(directory / "base").items()})
-    if step is not None:
-        trainable = directory / "steps" / str(step) / "trainable"
-        stored.update({path: (trainable, leaf) for path, leaf in _metadata(trainable).items()})
+    directory = absolute(directory)
+    stored = {path: entry for path, entry in _stored(directory).items() if re.search(select, path)}
     if not stored:
-        raise UserError(f"{directory}: no parameters there (neither a whole base/ nor a whole step under steps/)")
-    wanted = {path: leaf for path, (_, leaf) in stored.items()} if abstract_params is None else flatten(abstract_params)
+        raise UserError(
+            f"{directory}: no parameter with {select!r} in its path"
+            if select
+            else f"{directory}: no parameters there (neither a whole base/ nor a whole step under steps/)"
+        )
+    wanted = {path: leaf for path, (_, leaf) in stored.items()}
     if abstract_params is not None:
+        wanted = {path: leaf for path, leaf in flatten(abstract_params).items() if re.search(select, path)}
         shapes = {path: tuple(leaf.shape) for path, (_, leaf) in stored.items()}
         check_tree(shapes, {path: tuple(leaf.shape) for path, leaf in wanted.items()}, str(directory))
     loaded: dict[str, Any] = {}
     for source in dict.fromkeys(source for source, _ in stored.values()):
-        loaded.update(_restore(source, {path: leaf for path, leaf in wanted.items() if stored[path][0] == source}, dtype))
+        loaded.update(load_tree(source, {path: leaf for path, leaf in wanted.items() if stored[path][0] == source}, dtype))
     return unflatten({path: loaded[path] for path in wanted})
 
 
-class Restored(NamedTuple):
-    """What a run continues from; `step` counts the steps that were done."""
-
-    step: int
-    trainable: Params
-    optimizer: Any
-    metadata: dict[str, Any]
+def has_adapters(directory: epath.PathLike) -> bool:
+    """Whether low-rank adapters are among the folder's parameters."""
+    return any("/lora_" in path for path in _stored(absolute(directory)))
 
 
-class TrainingCheckpoints:
-    """The steps of a run, in DIR/steps: saved in the background, the last `keep` kept (None: all).
+def _stored(directory: epath.Path) -> dict[str, tuple[epath.Path, jax.ShapeDtypeStruct]]:
+    """{parameter path: (the tree that it is in, its shape and dtype)}, the files of these trees having been compared with their checksums.
 
-    Opening the folder removes what a run that was killed left unfinished in it.
+    Raises:
+        UserError: one is damaged.
     """
-
-    def __init__(self, directory: epath.PathLike, *, keep: int | None = 3, save_every: int = 1000):
-        self._directory = _folder(directory)
-        steps = self._directory / "steps"
-        if jax.process_index() == 0:
-            steps.mkdir(parents=True, exist_ok=True)
-            # Orbax takes such a step for a whole one, and deletes older, whole ones in its favour.
-            for path in steps.iterdir():
-                if _TEMPORARY in path.name or (path.name.isdigit() and not _is_whole(path)):
-                    path.rmtree()
-        _wait_for_all("checkpoint folder is clean")
-        self._save_every = save_every
-        self._manager = ocp.CheckpointManager(steps, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
-
-    def __enter__(self) -> TrainingCheckpoints:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def save(
-        self,
-        step: int,
-        trainable: Params,
-        optimizer: Any,
-        *,
-        metadata: Mapping[str, Any] | None = None,
-        force: bool = False,
-    ) -> bool:
-        """Save the state after `step` steps if it is due (a multiple of `save_every`, or `force`). True if a save was begun.
-
-        It goes on in the background once the arrays are copied off the device. `metadata` is JSON: the position in the data, for one.
-        """
-        due = force or step % self._save_every == 0
-        if not due or step in self._manager.all_steps():
-            return False
-        items = {
-            "trainable": ocp.args.StandardSave(trainable),
-            "optimizer": ocp.args.StandardSave(optimizer),
-            "metadata": ocp.args.JsonSave(copy.deepcopy(dict(metadata or {}))),  # Written in the background.
-        }
-        return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-
-    def latest_step(self) -> int | None:
-        """The newest whole step."""
-        return self._manager.latest_step()
-
-    def restore(self, abstract_trainable: Params, abstract_optimizer: Any, *, step: int | None = None) -> Restored | None:
-        """The state after `step` steps (default: the newest), None if nothing was saved yet.
-
-        The abstract trees give structure, dtypes and shardings (which may differ from the saved ones).
-
-        Raises:
-            UserError: the saved state is not one of this model and optimizer.
-        """
-        step = self.latest_step() if step is None else step
-        if step is None:
-            return None
-        where = self._directory / "steps" / str(step)
-        shapes = {path: tuple(leaf.shape) for path, leaf in _metadata(where / "trainable").items()}
-        check_tree(shapes, {path: tuple(leaf.shape) for path, leaf in flatten(abstract_trainable).items()}, str(where))
-        items = {
-            "trainable": ocp.args.StandardRestore(abstract_trainable),
-            "optimizer": ocp.args.StandardRestore(abstract_optimizer),
-            "metadata": ocp.args.JsonRestore(),
-        }
-        try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            raise UserError(f"{where}: was not saved by this configuration ({str(error).splitlines()[0]})") from error
-        return Restored(step, restored["trainable"], restored["optimizer"], restored["metadata"])
-
-    def wait(self) -> None:
-        """Until every save that was begun is on disk."""
-        self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Wait, and end the background threads."""
-        self._manager.close()
+    step = latest_step(directory)
+    stored: dict[str, tuple[epath.Path, jax.ShapeDtypeStruct]] = {}
+    if has_base(directory):
+        base = directory / "base"
+        _require_undamaged(base, "", "`train` with the configuration that made it writes it anew")
+        stored.update({path: (base, leaf) for path, leaf in tree_shapes(base).items()})
+    if step is not None:
+        folder = directory / "steps" / str(step)
+        _require_undamaged(folder, "trainable/", "renamed to something else than a number, it is passed over for the step before")
+        stored.update({path: (folder / "trainable", leaf) for path, leaf in tree_shapes(folder / "trainable").items()})
+    return stored
 
 
-def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-
-
-def _is_whole(path: epath.Path) -> bool:
-    return (path / _MARK).exists()
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
-
-
-def _save_tree(path: epath.Path, tree: Mapping[str, Any]) -> None:
-    if _is_whole(path):
-        raise UserError(f"{path}: is there already")
-    if jax.process_index() == 0:
-        # What a killed run left would be continued, not replaced.
-        for stale in (path, path.parent / f"{path.name}{_TEMPORARY}"):
-            if stale.exists():
-                stale.rmtree()
-    _wait_for_all(f"{path.name} may be written")
-    with _checkpointer() as checkpointer:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
-
-
-def _metadata(path: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
-    """{parameter path: its shape and dtype} of a saved tree."""
-    with _checkpointer() as checkpointer:
-        saved = flatten(checkpointer.metadata(path).item_metadata.tree)
-    # Orbax's own metadata also say how the leaves were sharded when they were saved, which is no request for loading.
-    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in saved.items()}
-
-
-def _restore(path: epath.Path, wanted: Mapping[str, Any], dtype: jax.typing.DTypeLike | None = None) -> dict[str, Any]:
-    """The leaves `wanted` of a saved tree by path; the values of `wanted` have shape, dtype and perhaps a sharding."""
-    if not wanted:
-        return {}
-
-    def arguments(leaf: Any) -> ocp.RestoreArgs:
-        target = dtype if dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
-        if getattr(leaf, "sharding", None) is None:
-            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=target)
-        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=target)
-
-    item = unflatten(dict.fromkeys(wanted, 0))
-    restore_args = unflatten({name: arguments(leaf) for name, leaf in wanted.items()})
-    with _checkpointer() as checkpointer:
-        restored = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True))
-    return flatten(restored)
+def _require_undamaged(folder: epath.Path, part: str, remedy: str) -> None:
+    if damage := find_damage(folder, part):
+        raise UserError(f"{folder} is damaged: {damage}; {remedy}")

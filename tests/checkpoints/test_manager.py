@@ -21,7 +21,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from segearth_r2_jax.checkpoints import manager
-from segearth_r2_jax.checkpoints.manager import TrainingCheckpoints
+from segearth_r2_jax.checkpoints.training_checkpoints import TrainingCheckpoints
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
 
@@ -182,7 +182,8 @@ def test_a_step_that_is_not_whole_is_ignored_and_costs_no_whole_one(tmp_path, op
     with TrainingCheckpoints(tmp_path, keep=2, save_every=1) as checkpoints:
         assert checkpoints.latest_step() == 2
         checkpoints.save(3, trainable_params(3), state)
-    assert sorted(os.listdir(steps)) == ["2", "3"]
+    # What was whole once is kept under another name.
+    assert sorted(os.listdir(steps)) == ["2", "3", "3.damaged"]
     assert manager.load_parameters(tmp_path)["head"]["kernel"][0, 0] == 3.0
 
 
@@ -192,7 +193,7 @@ def test_killed_while_saving_continues_from_the_step_before(tmp_path, optimizer)
         import os, signal, sys
         sys.path.insert(0, {str(REPOSITORY)!r})
         import jax, jax.numpy as jnp, optax
-        from segearth_r2_jax.checkpoints.manager import TrainingCheckpoints
+        from segearth_r2_jax.checkpoints.training_checkpoints import TrainingCheckpoints
         params = {{"head": {{"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}}}
         state = optax.adam(1.0).init(params)
         checkpoints = TrainingCheckpoints({str(tmp_path)!r}, save_every=1)

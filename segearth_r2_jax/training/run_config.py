@@ -43,7 +43,8 @@ class RunConfig:
 
     tokenizer: a `tokenizer.json` or its folder. trainable: regular expressions found in the paths of the parameters that are trained;
     the rest is kept in `frozen_dtype` without gradient or optimizer state. initial_checkpoint: a checkpoint folder to start from (None:
-    random weights). Intervals are in steps.
+    random weights). Intervals are in steps. keep_checkpoints: how many of the last checkpoints are kept; keep_best: and how many of those
+    with the largest `best_metric` besides.
     """
 
     model: SegEarthR2Config
@@ -58,7 +59,9 @@ class RunConfig:
     initial_checkpoint: str | None = None
     seed: int = 0
     checkpoint_every: int = 1000
-    keep_checkpoints: int = 1
+    keep_checkpoints: int = 2
+    keep_best: int = 0
+    best_metric: str = "validation/gIoU"
     print_every: int = 50
     picture_every: int = 500
 

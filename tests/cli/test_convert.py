@@ -18,6 +18,7 @@ import pytest
 
 from segearth_r2_jax.checkpoints import manager
 from segearth_r2_jax.checkpoints.torch_io import SINGLE, read_safetensors, write_safetensors
+from segearth_r2_jax.checkpoints.training_checkpoints import TrainingCheckpoints
 from segearth_r2_jax.cli import convert
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.binding import abstract_module, flatten, module_params, unflatten
@@ -70,7 +71,7 @@ def trained(tmp_path_factory, config) -> Path:
     manager.write_config(folder, {"model": config.to_dict(), "template": "train_phi_v0", "mask_canvas": 256})
     (folder / "tokenizer.json").write_text("{}")
     manager.save_base(folder, unflatten({path: leaf for path, leaf in flat.items() if path not in trainable}))
-    with manager.TrainingCheckpoints(folder) as checkpoints:
+    with TrainingCheckpoints(folder) as checkpoints:
         params = jax.tree.map(jnp.asarray, unflatten(trainable))
         checkpoints.save(7, params, optax.sgd(1.0, momentum=0.9).init(params), force=True)
     return folder

@@ -25,8 +25,9 @@ ALLOWED = {
     "training": {"objectives", "models", "sharding", "checkpoints", "inputs", "data_pipeline", "raster"},
     "inference": {"models", "inputs", "checkpoints", "raster"},
     "evaluation": {"inference", "inputs", "raster"},
+    "ahead_of_time": {"training", "inference", "models", "sharding", "inputs"},
     "configs": {"models", "objectives", "sharding", "training"},
-    "cli": {"training", "inference", "evaluation", "checkpoints", "models", "inputs", "raster", "data_pipeline", "sharding"},
+    "cli": {"training", "inference", "evaluation", "checkpoints", "models", "inputs", "raster", "data_pipeline", "sharding", "ahead_of_time"},
     "__main__": {"cli"},
 }
 EVERYWHERE = {"errors", "dataclass_io"}

@@ -12,7 +12,7 @@ HELP = "train on TFRecord shards; started again with the same arguments it conti
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/, with get_config()")
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="where checkpoints, logs and pictures go")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints, logs and pictures go")
     parser.add_argument(
         "overrides", nargs="*", metavar="--config.KEY=VALUE", help="replace a field of the configuration, e.g. --config.num_steps=100"
     )
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
     from segearth_r2_jax.training.loop import train
     from segearth_r2_jax.training.run_config import RunConfig
 
-    train(RunConfig.from_config_dict(read_config_file(args.config, args.overrides)), args.workdir)
+    train(RunConfig.from_config_dict(read_config_file(args.config, args.overrides)), args.workdir, overrides=args.overrides)
 
 
 def read_config_file(path: str, overrides: list[str]):

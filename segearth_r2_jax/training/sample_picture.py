@@ -1,13 +1,48 @@
-"""The picture in a run's log: one training image, what it should give and what it gives now."""
+"""The pictures in a run's log: an image, what it should give and what it gives now."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image, ImageDraw, ImageFont
+from transformers import PreTrainedTokenizerFast
+
+from segearth_r2_jax.sharding.rules import replicated
 
 # Okabe and Ito's colour-blind-safe palette.
 _COLOURS = np.array([[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]], np.uint8)
 _CAPTION_HEIGHT = 34
+
+_SHOWN = ("image", "masks", "mask_valid", "mask_frame", "token_ids")
+
+
+class SamplePictures:
+    """Draws the first rows of global batches, whichever process has given them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, mesh: Mesh):
+        self._tokenizer = tokenizer
+        self._first = jax.jit(_first_rows, static_argnums=1, out_shardings=replicated(mesh))
+
+    def rows(self, batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
+        """What `draw` needs of the batch's first `count` rows, on every process: all processes call it."""
+        return self._first({key: batch[key] for key in _SHOWN}, count)
+
+    def draw(self, rows: Mapping[str, jax.Array], mask_logits: jax.Array | np.ndarray) -> list[np.ndarray]:
+        """One picture per row, uint8 [h, w, 3]; mask_logits: [n, m, h, w] of these rows."""
+        host = jax.device_get(dict(rows))
+        return [self._draw({key: value[i] for key, value in host.items()}, logits) for i, logits in enumerate(np.asarray(mask_logits))]
+
+    def _draw(self, row: Mapping[str, np.ndarray], mask_logits: np.ndarray) -> np.ndarray:
+        words, valid = row["token_ids"], row["mask_valid"]
+        text = self._tokenizer.decode(words[words >= 0], skip_special_tokens=False)
+        return sample_picture(row["image"], row["masks"][valid], tuple(row["mask_frame"]), mask_logits[valid], text)
+
+
+def _first_rows(batch: dict[str, jax.Array], count: int) -> dict[str, jax.Array]:
+    return {key: value[:count] for key, value in batch.items()}
 
 
 def sample_picture(image: np.ndarray, masks: np.ndarray, frame: tuple[int, int], mask_logits: np.ndarray, text: str) -> np.ndarray:

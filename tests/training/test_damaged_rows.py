@@ -20,7 +20,7 @@ from segearth_r2_jax.models.binding import abstract_module, bind
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2
 from segearth_r2_jax.objectives.mask_losses import draw_points
 from segearth_r2_jax.objectives.total import total_loss
-from segearth_r2_jax.training.loop import loader_config
+from segearth_r2_jax.training.batches import loader_config
 from segearth_r2_jax.training.step import forward
 
 RUN = micro_run("shards")

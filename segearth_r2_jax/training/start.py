@@ -1,0 +1,114 @@
+"""The state a run begins with: fresh, from another checkpoint, or where the run was interrupted."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+
+from segearth_r2_jax.checkpoints.manager import keep_base, load_base, load_parameters
+from segearth_r2_jax.checkpoints.training_checkpoints import TrainingCheckpoints
+from segearth_r2_jax.errors import UserError
+from segearth_r2_jax.models.binding import Params, abstract_module, flatten, init_params, logical_axes, module_params, unflatten
+from segearth_r2_jax.models.segearth_r2 import SegEarthR2
+from segearth_r2_jax.sharding import rules
+from segearth_r2_jax.training.run_config import RunConfig
+from segearth_r2_jax.training.schedules import make_optimizer
+from segearth_r2_jax.training.state import TrainState, initial_state, split_params, state_shardings
+
+
+class Started(NamedTuple):
+    """abstract: the network as shapes; shardings: of every leaf of `state`; loader_state: of the step that the run continues after, or
+    None where it begins."""
+
+    abstract: SegEarthR2
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    shardings: TrainState
+    loader_state: dict[str, Any] | None
+
+
+def check(config: RunConfig, tokens: int, mesh: Mesh) -> None:
+    """Says what cannot work before anything is allocated.
+
+    Args:
+        tokens: how many the tokenizer has.
+
+    Raises:
+        UserError: the tokenizer does not fit the model, or the batch the mesh; there are no shards.
+    """
+    rows = min(config.model.phi.vocab_size, config.model.phi.embed_rows)
+    if tokens > rows:
+        raise UserError(f"{config.tokenizer}: {tokens} tokens do not fit the model's {rows} word embeddings")
+    if not config.data.shards:
+        raise UserError("config.data.shards is empty: name the folder that data_pipeline.build_shards made")
+    shares = math.prod(mesh.shape[axis] for axis in rules.batch_sharding(mesh).spec[0])
+    if config.data.batch_size % (shares * config.step.accumulate):
+        raise UserError(
+            f"config.data.batch_size {config.data.batch_size} is not a multiple of {shares * config.step.accumulate}: {shares} devices "
+            f"with rows of their own x {config.step.accumulate} parts (config.step.accumulate)"
+        )
+
+
+def start(config: RunConfig, workdir: epath.Path, mesh: Mesh, checkpoints: TrainingCheckpoints) -> Started:
+    """The state on the mesh: the newest whole step of `workdir` if there is one, otherwise step 0.
+
+    A run that continues reads nothing but its own work directory. Parameters that training does not change are written there once.
+    """
+
+    def make(rngs: nnx.Rngs) -> SegEarthR2:
+        return SegEarthR2(config.model, rngs=rngs)
+
+    abstract = abstract_module(make)
+    axes, shapes = logical_axes(abstract), module_params(abstract)
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    first = functools.partial(initial_state, optimizer=optimizer)
+    trainable, frozen = split_params(shapes, config.trainable)
+    frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.frozen_dtype), frozen)
+    blank = jax.eval_shape(first, trainable, frozen)
+    sharded = state_shardings(blank, optimizer, axes, mesh)
+
+    wanted = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), blank, sharded)
+    restored = checkpoints.restore(wanted.trainable, wanted.opt_state)
+    base = load_base(workdir, wanted.frozen) if frozen and restored is not None else None
+    if restored is not None and (base is not None or not frozen):
+        trainable, frozen = restored.trainable, base or {}
+    else:
+        placed = rules.shardings(shapes, axes, mesh)
+        params = _first_params(config, make, shapes, placed)
+        trainable, frozen = split_params(params, config.trainable)
+        frozen = jax.tree.map(lambda leaf: leaf.astype(config.frozen_dtype), frozen)
+        if frozen:
+            keep_base(workdir, frozen)
+    if restored is None:
+        # Donated: the parameters become part of the state instead of being copied into it.
+        state = jax.jit(first, out_shardings=sharded, donate_argnums=(0, 1))(trainable, frozen)
+        return Started(abstract, optimizer, state, sharded, None)
+    step = jax.device_put(jnp.asarray(restored.step, jnp.int32), sharded.step)
+    state = TrainState(step, restored.trainable, frozen, restored.optimizer)
+    return Started(abstract, optimizer, state, sharded, restored.metadata.get("data"))
+
+
+def _first_params(config: RunConfig, make: Callable[[nnx.Rngs], SegEarthR2], shapes: Params, placed: Params) -> Params:
+    """All parameters at step 0, in float32. Those of a checkpoint get fresh low-rank adapters: a checkpoint to start from has none."""
+    if config.initial_checkpoint is None:
+        return init_params(make, config.seed, placed)
+    flat_shapes, flat_placed = flatten(shapes), flatten(placed)
+    adapters = {path: sharding for path, sharding in flat_placed.items() if "/lora_" in path}
+    wanted = {
+        path: jax.ShapeDtypeStruct(shape.shape, jnp.float32, sharding=flat_placed[path])
+        for path, shape in flat_shapes.items()
+        if path not in adapters
+    }
+    params = flatten(load_parameters(config.initial_checkpoint, unflatten(wanted), "float32"))
+    if adapters:
+        params |= flatten(init_params(make, config.seed, unflatten(adapters)))
+    return unflatten(params)

@@ -1,0 +1,77 @@
+"""The state a run begins with: fresh, from a checkpoint, or where it was interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from micro_run import micro_run
+
+from segearth_r2_jax.checkpoints.training_checkpoints import TrainingCheckpoints
+from segearth_r2_jax.errors import UserError
+from segearth_r2_jax.models.binding import flatten
+from segearth_r2_jax.sharding.mesh import MeshShape, make_mesh
+from segearth_r2_jax.training.start import Started, check, start
+from segearth_r2_jax.training.step import StepConfig
+
+MESH = make_mesh(MeshShape())
+
+
+def begin(config, folder, *, save: int | None = None) -> Started:
+    with TrainingCheckpoints(folder, keep=1) as checkpoints:
+        started = start(config, epath.Path(folder), MESH, checkpoints)
+        if save is not None:
+            state = started.state
+            checkpoints.save(save, state.trainable, state.opt_state, metadata={"data": {"position": 6}}, force=True)
+    return started
+
+
+def same(a: Started, b: Started) -> bool:
+    trees = [dataclasses.asdict(started.state) for started in (a, b)]
+    return jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y)), *trees))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A checkpoint to start from."""
+    folder = tmp_path_factory.mktemp("source")
+    return folder, begin(micro_run("", seed=7), folder, save=0)
+
+
+def test_a_run_starts_from_a_checkpoint_and_continues_without_it(source, tmp_path):
+    initial, made = tmp_path / "initial", source[1]
+    shutil.copytree(source[0], initial)
+    config = micro_run("", initial_checkpoint=str(initial), trainable=("^mask_decoder",), frozen_dtype="bfloat16")
+    first = begin(config, tmp_path / "run", save=3)
+    assert (int(first.state.step), first.loader_state) == (0, None)
+    given = flatten(made.state.trainable)
+    for path, leaf in flatten(first.state.trainable).items():
+        np.testing.assert_array_equal(leaf, given[path])
+    for path, leaf in flatten(first.state.frozen).items():
+        np.testing.assert_array_equal(leaf, given[path].astype("bfloat16"))
+
+    shutil.rmtree(initial)
+    again = begin(config, tmp_path / "run")
+    assert (int(again.state.step), again.loader_state) == (3, {"position": 6})
+    again.state.step = first.state.step
+    assert same(first, again)
+
+
+def test_lost_frozen_parameters_are_made_again_from_where_they_came(source, tmp_path):
+    config = micro_run("", initial_checkpoint=str(source[0]), trainable=("^mask_decoder",))
+    first = begin(config, tmp_path, save=3)
+    shutil.rmtree(tmp_path / "base")
+    again = begin(config, tmp_path)
+    again.state.step = first.state.step
+    assert same(first, again)
+    assert (tmp_path / "base").is_dir()
+
+
+@pytest.mark.parametrize(("changes", "message"), [({"accumulate": 4}, "not a multiple of 4"), ({}, "shards is empty")])
+def test_what_cannot_work_is_said_before_anything_is_done(changes, message):
+    with pytest.raises(UserError, match=message):
+        check(micro_run("shards" if changes else "", step=StepConfig(**changes)), 512, MESH)

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: a virtual environment with what FILE lists, made once and brought up to date when FILE changes.
 #
 #   SEGEARTH_R2_PYTHON   the interpreter to build it with (default: python3.11, python3.12, ... or python3, the first that is there)

@@ -3,18 +3,19 @@
 Finds out where it is, in this order, joins the processes of the run, and hands its arguments to the command line:
 
     explicit   JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are set (local_processes.py, SkyPilot, a hand-made cluster)
-    slurm      a step of a SLURM job with several tasks (SLURM_STEP_NODELIST, SLURM_NTASKS, ...); one process per GPU
+    slurm      a step of a SLURM job with several tasks (SLURM_STEP_NODELIST, SLURM_NTASKS, ...); as many tasks as GPUs on every node
     tpu        a TPU VM or a TPU container of GKE: JAX asks the environment or the metadata server for the other hosts
     local      none of these: one process, all devices of this machine
 
 SEGEARTH_R2_RUNTIME names one of them where the guess is wrong. JAX_COMPILATION_CACHE_DIR (default: ~/.cache/segearth-r2-jax) keeps
-compiled programs from one start to the next.
+compiled programs from one start to the next. An environment that contradicts itself costs one line and exit status 2.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,14 +28,14 @@ TPU_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 
 
 def detect(environment: Mapping[str, str], has_tpu: bool) -> str:
-    """Which of RUNTIMES this is; SystemExit with one line if the environment contradicts itself."""
+    """Which of RUNTIMES this is; ValueError with one line if the environment contradicts itself."""
     chosen = environment.get("SEGEARTH_R2_RUNTIME")
     if chosen is not None and chosen not in RUNTIMES:
-        raise SystemExit(f"SEGEARTH_R2_RUNTIME={chosen}: expected one of {', '.join(RUNTIMES)}")
+        raise ValueError(f"SEGEARTH_R2_RUNTIME={chosen}: expected one of {', '.join(RUNTIMES)}")
     given = [name for name in EXPLICIT if environment.get(name)]
     if chosen == "explicit" or (chosen is None and given):
         if missing := [name for name in EXPLICIT if name not in given]:
-            raise SystemExit(f"{', '.join(missing)} must be set, too: all of {', '.join(EXPLICIT)}, or none")
+            raise ValueError(f"{', '.join(missing)} must be set, too: all of {', '.join(EXPLICIT)}, or none")
         return "explicit"
     if chosen is not None:
         return chosen
@@ -43,6 +44,24 @@ def detect(environment: Mapping[str, str], has_tpu: bool) -> str:
     if has_tpu and environment.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
         return "tpu"
     return "local"
+
+
+def check_tasks(environment: Mapping[str, str]) -> None:
+    """ValueError with one line if a step of a SLURM job has not as many tasks as GPUs on each of its nodes.
+
+    JAX gives each task of a SLURM step one GPU, the one with the number of the task on its node: with one task on a node of eight GPUs,
+    seven would stand idle, and nothing would say so. JAX_LOCAL_DEVICE_IDS=0,1,... gives a task others.
+    """
+    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+    # "8(x2),4": eight tasks on each of two nodes, four on a third.
+    tasks = re.findall(r"(?:^|,)(\d+)", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if environment.get("JAX_LOCAL_DEVICE_IDS") or not gpus.isdigit() or environment.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return
+    if wrong := [number for number in tasks if number != gpus]:
+        raise ValueError(
+            f"{wrong[0]} tasks on a node with {gpus} GPUs: a task uses one GPU; start it with --ntasks-per-node={gpus}, or say with "
+            "JAX_LOCAL_DEVICE_IDS=0,1,... which GPUs a task has"
+        )
 
 
 def initialize(runtime: str, environment: Mapping[str, str]) -> None:
@@ -66,7 +85,14 @@ def initialize(runtime: str, environment: Mapping[str, str]) -> None:
 
 def main() -> None:
     has_tpu = any(glob.glob(pattern) for pattern in TPU_DEVICES)
-    initialize(detect(os.environ, has_tpu), os.environ)
+    try:
+        runtime = detect(os.environ, has_tpu)
+        if runtime == "slurm":
+            check_tasks(os.environ)
+    except ValueError as error:
+        print(f"runtime.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    initialize(runtime, os.environ)
     from segearth_r2_jax.cli.main import main as segearth
 
     segearth(sys.argv[1:])

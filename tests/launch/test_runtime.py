@@ -51,10 +51,40 @@ def test_the_runtime_is_seen_in_the_environment(environment, has_tpu, expected):
 
 
 def test_a_contradiction_is_one_line():
-    with pytest.raises(SystemExit, match="JAX_PROCESS_ID must be set, too"):
+    with pytest.raises(ValueError, match="JAX_PROCESS_ID must be set, too"):
         runtime.detect({name: value for name, value in EXPLICIT.items() if name != "JAX_PROCESS_ID"}, False)
-    with pytest.raises(SystemExit, match="SEGEARTH_R2_RUNTIME=mpi: expected one of explicit, slurm, tpu, local"):
+    with pytest.raises(ValueError, match="SEGEARTH_R2_RUNTIME=mpi: expected one of explicit, slurm, tpu, local"):
         runtime.detect({"SEGEARTH_R2_RUNTIME": "mpi"}, False)
+
+
+def test_a_contradiction_ends_the_command_with_status_2():
+    environment = os.environ | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}
+    result = subprocess.run([sys.executable, str(LAUNCH / "runtime.py"), "train"], capture_output=True, text=True, env=environment)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "runtime.py: error: JAX_NUM_PROCESSES, JAX_PROCESS_ID must be set, too: all of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, "
+        "JAX_PROCESS_ID, or none"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "gpus", "more", "wrong"),
+    [
+        ("8(x2)", "8", {}, None),
+        ("1(x2)", "8", {}, "1"),
+        ("8(x2),4", "8", {}, "4"),
+        ("1(x2)", "8", {"JAX_LOCAL_DEVICE_IDS": "0,1,2,3,4,5,6,7"}, None),
+        ("1(x2)", "8", {"JAX_PLATFORMS": "cpu"}, None),
+        ("16(x2)", "", {}, None),  # Nodes without GPUs.
+    ],
+)
+def test_no_gpu_of_a_slurm_step_stands_idle_unnoticed(tasks, gpus, more, wrong):
+    environment = {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_GPUS_ON_NODE": gpus} | more
+    if wrong is None:
+        runtime.check_tasks(environment)
+    else:
+        with pytest.raises(ValueError, match=f"^{wrong} tasks on a node with 8 GPUs: .* --ntasks-per-node=8"):
+            runtime.check_tasks(environment)
 
 
 def run(tmp_path: Path, program: str, *options: str) -> subprocess.Popen:

@@ -102,7 +102,10 @@ def train_step(
         else:
             grads, losses, masks = _accumulated(functools.partial(gradients, state), batch, rng, config.accumulate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        metrics = {**losses, "grad_norm": optax.tree.norm(grads)}
+        norms = {f"grad_norm/{part}": optax.tree.norm(tree) for part, tree in grads.items()}
+        # What the language model reads of all rows: words and image tokens, without padding.
+        tokens = jnp.sum(batch["attention_mask"], dtype=jnp.int32)
+        metrics = {**losses, "grad_norm": optax.tree.norm(grads), **norms, "tokens": tokens}
         new_state = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), state.frozen, opt_state)
         return new_state, StepReport(metrics, masks)
 

@@ -116,10 +116,9 @@ class DeformableAttention(nnx.Module):
         centres = reference_points(shapes, exact)[:, None, None, None]
         weights = self.attention_weights(queries).astype(exact).reshape(*points[:3], _NUM_LEVELS * self.num_points)
         weights = jax.nn.softmax(weights, axis=-1).reshape(points)
-        values = self.value_proj(tokens).astype(exact).reshape(b, s, self.num_heads, c // self.num_heads)
-        # In float32 or wider whatever the compute dtype: half a pixel of the finest level is below the resolution of bfloat16.
-        y = deformable_sampling(values, shapes, centres + offsets / extent.astype(exact), weights)
-        return self.output_proj(y.astype(tokens.dtype))
+        values = self.value_proj(tokens).reshape(b, s, self.num_heads, c // self.num_heads)
+        # Locations in float32 or wider whatever the compute dtype: half a pixel of the finest level is below the resolution of bfloat16.
+        return self.output_proj(deformable_sampling(values, shapes, centres + offsets / extent.astype(exact), weights))
 
 
 class EncoderLayer(nnx.Module):

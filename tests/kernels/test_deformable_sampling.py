@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+import segearth_r2_jax.kernels.deformable_sampling.reference as reference
+import segearth_r2_jax.kernels.deformable_sampling.tpu as tpu
 from segearth_r2_jax.kernels.deformable_sampling import deformable_sampling
 
 SHAPES = ((2, 3), (4, 5))
@@ -87,6 +89,21 @@ def test_gradients_are_those_of_finite_differences(d: int, points: int):
         values, locations, weights = _inputs(b=1, d=d, points=points, dtype="float64")
         sampled = jax.jit(lambda v, x, w: deformable_sampling(v, SHAPES, x, w))
         check_grads(sampled, (values, locations, weights), order=1, modes=["rev"], eps=1e-6, atol=1e-7, rtol=1e-7)
+
+
+@pytest.mark.parametrize("form", [tpu], ids=["tpu"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_every_form_gives_what_the_reference_gives(form, dtype: str, tolerance: float):
+    """Values and all gradients; queries that do not fill the last part, locations outside the maps and exactly on pixels."""
+    values, locations, weights = _inputs(q=150, n=4, d=8)
+    locations = locations.at[:, :20].set(jnp.round(locations[:, :20] * 10) / 10)
+    arguments = values.astype(dtype), SHAPES, locations, weights
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=(2, 150, 32)), dtype)
+    expected = reference.sample(*arguments), *reference.gradients(*arguments, cotangent)
+    for ours, theirs in zip((form.sample(*arguments), *form.gradients(*arguments, cotangent)), expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        scale = np.abs(np.asarray(theirs, np.float32)).max()
+        np.testing.assert_allclose(np.asarray(ours, np.float32) / scale, np.asarray(theirs, np.float32) / scale, atol=tolerance)
 
 
 def test_values_that_do_not_fit_the_shapes_are_refused():

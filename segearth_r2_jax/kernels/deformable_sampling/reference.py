@@ -10,7 +10,6 @@ hand for the same reason.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -21,48 +20,35 @@ Shapes = tuple[tuple[int, int], ...]
 _UNROLL = 8
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def deformable_sampling(values: jax.Array, shapes: Shapes, locations: jax.Array, weights: jax.Array) -> jax.Array:
-    """Weighted sum of bilinear samples of every level, per query and head; a pixel outside its map counts as zero.
-
-    Args:
-        values: [b, s, n, d] the pixels of all levels in a row, s = sum of h * w.
-        shapes: (h, w) of every level; static.
-        locations: [b, q, n, levels, points, 2] as (x, y), where a map spans [0, 1] and (0.5 / w, 0.5 / h) is its first pixel's centre.
-        weights: [b, q, n, levels, points]
-
-    Returns:
-        [b, q, n * d] in the dtype of `values`. Give float32 or wider: the arithmetic is done in the dtypes of the arguments.
-    """
+def sample(values: jax.Array, shapes: Shapes, locations: jax.Array, weights: jax.Array) -> jax.Array:
+    """`deformable_sampling` (see `api`)."""
     b, s, n, d = values.shape
-    if s != sum(h * w for h, w in shapes):
-        raise ValueError(f"values hold {s} pixels, but levels of shapes {shapes} have {sum(h * w for h, w in shapes)}")
+    exact = jnp.promote_types(values.dtype, jnp.float32)
     rows = values.reshape(b, s * n, d)
 
     def add_tap(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         index, weight = tap
         return total + weight[..., None] * _gather(rows, index), None
 
-    total = jnp.zeros((b, locations.shape[1], n, d), values.dtype)
-    total, _ = jax.lax.scan(add_tap, total, _indices_and_weights(shapes, locations, weights, values.dtype), unroll=_UNROLL)
-    return total.reshape(b, -1, n * d)
+    total = jnp.zeros((b, locations.shape[1], n, d), exact)
+    total, _ = jax.lax.scan(add_tap, total, _indices_and_weights(shapes, locations, weights, exact), unroll=_UNROLL)
+    return total.reshape(b, -1, n * d).astype(values.dtype)
 
 
-def _forward(values: jax.Array, shapes: Shapes, locations: jax.Array, weights: jax.Array):
-    return deformable_sampling(values, shapes, locations, weights), (values, locations, weights)
-
-
-def _backward(shapes: Shapes, residuals: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    values, locations, weights = residuals
+def gradients(
+    values: jax.Array, shapes: Shapes, locations: jax.Array, weights: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What flows into values, locations and weights, given the cotangent [b, q, n * d] of `sample`."""
     b, s, n, d = values.shape
-    taps = _indices_and_weights(shapes, locations, weights, values.dtype)
-    cotangent = cotangent.reshape(b, -1, n, d)
+    exact = jnp.promote_types(values.dtype, jnp.float32)
+    taps = _indices_and_weights(shapes, locations, weights, exact)
+    cotangent = cotangent.astype(exact).reshape(b, -1, n, d)
 
     def scatter_tap(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         index, weight = tap
         return _scatter_add(total, index, weight[..., None] * cotangent), None
 
-    d_values, _ = jax.lax.scan(scatter_tap, jnp.zeros((b, s * n, d), values.dtype), taps)
+    d_values, _ = jax.lax.scan(scatter_tap, jnp.zeros((b, s * n, d), exact), taps)
 
     # Dot product of every tap's pixel with the cotangent, a loop over channels so that its inner loop runs over the taps.
     index = taps[0]
@@ -73,7 +59,7 @@ def _backward(shapes: Shapes, residuals: tuple[jax.Array, ...], cotangent: jax.A
 
     channels = (jnp.moveaxis(values.reshape(b, s * n, d), -1, 0), jnp.moveaxis(cotangent, -1, 0))
     # At least two iterations: an unrolled loop would be fused with its inputs, see above.
-    dots, _ = jax.lax.scan(add_channel, jnp.zeros(index.shape, values.dtype), channels, unroll=max(1, min(_UNROLL, d // 2)))
+    dots, _ = jax.lax.scan(add_channel, jnp.zeros(index.shape, exact), channels, unroll=max(1, min(_UNROLL, d // 2)))
 
     d_locations, d_weights = [], []
     dots = dots.reshape(len(shapes), 4, -1, *index.shape[1:]).astype(locations.dtype)
@@ -86,10 +72,8 @@ def _backward(shapes: Shapes, residuals: tuple[jax.Array, ...], cotangent: jax.A
             d_weight += dot * corner.x * corner.y
         d_locations.append(level_weights[..., None] * jnp.stack([d_x, d_y], -1))
         d_weights.append(d_weight.astype(weights.dtype))
-    return d_values.reshape(values.shape), _points_last(jnp.stack(d_locations)).astype(locations.dtype), _points_last(jnp.stack(d_weights))
-
-
-deformable_sampling.defvjp(_forward, _backward)
+    d_locations = _points_last(jnp.stack(d_locations)).astype(locations.dtype)
+    return d_values.reshape(values.shape).astype(values.dtype), d_locations, _points_last(jnp.stack(d_weights))
 
 
 class _Corner(NamedTuple):

@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 from segearth_r2_jax.checkpoints.manager import keep_base, load_base, load_parameters
 from segearth_r2_jax.checkpoints.training_checkpoints import TrainingCheckpoints
 from segearth_r2_jax.errors import UserError
-from segearth_r2_jax.models.binding import Params, abstract_module, flatten, init_params, logical_axes, module_params, unflatten
+from segearth_r2_jax.models.binding import Params, flatten, init_params, module_params, unflatten
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2
 from segearth_r2_jax.sharding import rules
+from segearth_r2_jax.training.abstract import abstract_run
 from segearth_r2_jax.training.run_config import RunConfig
-from segearth_r2_jax.training.schedules import make_optimizer
-from segearth_r2_jax.training.state import TrainState, initial_state, split_params, state_shardings
+from segearth_r2_jax.training.state import TrainState, initial_state, split_params
 
 
 class Started(NamedTuple):
@@ -67,21 +67,13 @@ def start(config: RunConfig, workdir: epath.Path, mesh: Mesh, checkpoints: Train
     def make(rngs: nnx.Rngs) -> SegEarthR2:
         return SegEarthR2(config.model, rngs=rngs)
 
-    abstract = abstract_module(make)
-    axes, shapes = logical_axes(abstract), module_params(abstract)
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
-    first = functools.partial(initial_state, optimizer=optimizer)
-    trainable, frozen = split_params(shapes, config.trainable)
-    frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.frozen_dtype), frozen)
-    blank = jax.eval_shape(first, trainable, frozen)
-    sharded = state_shardings(blank, optimizer, axes, mesh)
-
-    wanted = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), blank, sharded)
+    abstract, axes, optimizer, wanted, sharded = abstract_run(config, mesh)
     restored = checkpoints.restore(wanted.trainable, wanted.opt_state)
-    base = load_base(workdir, wanted.frozen) if frozen and restored is not None else None
-    if restored is not None and (base is not None or not frozen):
+    base = load_base(workdir, wanted.frozen) if wanted.frozen and restored is not None else None
+    if restored is not None and (base is not None or not wanted.frozen):
         trainable, frozen = restored.trainable, base or {}
     else:
+        shapes = module_params(abstract)
         placed = rules.shardings(shapes, axes, mesh)
         params = _first_params(config, make, shapes, placed)
         trainable, frozen = split_params(params, config.trainable)
@@ -90,6 +82,7 @@ def start(config: RunConfig, workdir: epath.Path, mesh: Mesh, checkpoints: Train
             keep_base(workdir, frozen)
     if restored is None:
         # Donated: the parameters become part of the state instead of being copied into it.
+        first = functools.partial(initial_state, optimizer=optimizer)
         state = jax.jit(first, out_shardings=sharded, donate_argnums=(0, 1))(trainable, frozen)
         return Started(abstract, optimizer, state, sharded, None)
     step = jax.device_put(jnp.asarray(restored.step, jnp.int32), sharded.step)

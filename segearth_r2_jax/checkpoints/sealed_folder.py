@@ -44,7 +44,8 @@ def seal(folder: epath.Path) -> None:
     names = sorted(_files(folder))
     with ThreadPoolExecutor(_READERS) as pool:
         sums = list(pool.map(lambda name: _sum(folder / name), names))
-    write_json(folder / _SEAL, {"files": {name: {"bytes": size, "crc32c": crc} for name, (size, crc) in zip(names, sums, strict=True)}})
+    files = {name: {"bytes": size, "crc32c": crc} for name, (size, crc) in zip(names, sums, strict=True)}
+    write_json(folder / _SEAL, {"files": files, "crc32c": _sum_of_seal(files)})
 
 
 def find_damage(folder: epath.Path, part: str = "") -> str | None:
@@ -153,12 +154,18 @@ def _compare(path: epath.Path, sealed: dict[str, object]) -> str | None:
     return None if crc == sealed["crc32c"] else "has other bytes than were written"
 
 
+def _sum_of_seal(files: dict[str, dict[str, object]]) -> str:
+    return f"{google_crc32c.value(json.dumps(files, sort_keys=True).encode()):08x}"
+
+
 def _read_seal(folder: epath.Path) -> tuple[dict[str, dict[str, object]], str | None]:
     """(files, None) or ({}, what is wrong)."""
     try:
-        files = json.loads((folder / _SEAL).read_text())["files"]
-        return {name: {"bytes": entry["bytes"], "crc32c": entry["crc32c"]} for name, entry in files.items()}, None
+        content = json.loads((folder / _SEAL).read_text())
+        if content["crc32c"] == _sum_of_seal(content["files"]):
+            return content["files"], None
     except FileNotFoundError:
         return {}, "is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}, "cannot be read"
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {}, "has other bytes than were written"

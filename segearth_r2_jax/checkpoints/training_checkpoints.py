@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import re
 import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -214,8 +216,19 @@ class TrainingCheckpoints:
 
     def _failed(self, step: int, error: Exception) -> UserError:
         left = ", ".join(str(number) for number in sorted(self._saved)) or "none"
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return UserError(f"{self._folder / str(step)} could not be saved ({reason}); whole steps: {left}; the same command continues")
+        return UserError(
+            f"{self._folder / str(step)} could not be saved: {_reason(error)}; whole steps: {left}; the same command continues"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, if it was asked; TensorStore tells at length what it was doing."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.errno:
+        return error.strerror
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def steps_to_keep(saved: Mapping[int, float | None], keep: int | None, keep_best: int) -> set[int]:

@@ -9,6 +9,7 @@ parser does not know, such as `--config.key=value`.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import sys
@@ -38,8 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if unknown:
         args.overrides = [*args.overrides, *unknown]
-    # Orbax warns of metadata files that its own checkpointers do not write.
-    logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.ERROR)
+    logging.getLogger("absl").addFilter(_is_worth_saying)
     try:
         modules[args.verb].run(args)
     except UserError as error:
@@ -48,6 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Preempted as end:
         print(f"{PROGRAM}: {end}", file=sys.stderr)
         sys.exit(PREEMPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"{PROGRAM}: error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """Orbax warns of metadata files that its own checkpointers do not write, and shows the traceback of an error that it also raises."""
+    return record.levelno >= logging.ERROR and "in background save thread" not in record.getMessage()

@@ -277,10 +277,7 @@ def test_a_write_that_fails_ends_the_run_with_one_line_and_costs_no_whole_step(f
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     message = str(error.value)
-    assert message.startswith(f"{folder}/steps/4 could not be saved (")
-    assert "File too large" in message
-    assert "whole steps: 1, 2, 3" in message
-    assert len(message.splitlines()) == 1
+    assert message == f"{folder}/steps/4 could not be saved: File too large; whole steps: 1, 2, 3; the same command continues"
     with TrainingCheckpoints(folder, keep=1, save_every=1) as checkpoints:
         assert restore(checkpoints).step == 3
         assert checkpoints.save(4, params(4), OPTIMIZER.init(params()))

@@ -7,9 +7,12 @@ added token, not a special one.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from etils import epath
 
 from segearth_r2_jax.errors import UserError
 
@@ -24,11 +27,11 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
-    """The tokenizer of a `tokenizer.json` or of the folder that holds one; [SEG] is added if it is missing.
+    """The tokenizer of a `tokenizer.json` or of the folder that holds one, also in cloud storage (gs://); [SEG] is added if it is missing.
 
     Raises UserError if the file is absent, is no tokenizer, or has no `<|endoftext|>`.
     """
-    file = Path(path)
+    file = epath.Path(path)
     if file.is_dir():
         file = file / "tokenizer.json"
     if not file.is_file():
@@ -36,7 +39,10 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     try:
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / "tokenizer.json"
+            local.write_bytes(file.read_bytes())
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(local))
     # The Rust reader raises bare Exception for a file that it cannot parse.
     except Exception as error:
         raise UserError(f"{file}: not a tokenizer.json ({str(error).splitlines()[0]})") from error
@@ -66,11 +72,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTo
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, path: str | os.PathLike[str]) -> None:
     """Writes one `tokenizer.json` that `load_tokenizer` reads back."""
-    path = Path(path)
+    path = epath.Path(path)
     partial = path.with_name(path.name + f".{os.getpid()}.partial")
     try:
-        tokenizer.backend_tokenizer.save(str(partial))
-        os.replace(partial, path)
+        partial.write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ import json
 import pickle
 
 import pytest
+from cloud_bucket import bucket_in_memory
 
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.inputs.tokenizer import load_tokenizer, save_tokenizer, seg_token_id, train_tokenizer
@@ -22,6 +23,16 @@ def test_saved_and_loaded_it_is_the_same(small_tokenizer, tmp_path):
         text = "Zürich: two tanks [SEG][SEG]<|endoftext|>\n  end"
         assert loaded.encode(text) == small_tokenizer.encode(text)
         assert loaded.decode(loaded.encode(text)) == text
+
+
+def test_it_may_be_in_cloud_storage(small_tokenizer):
+    with bucket_in_memory() as bucket:
+        save_tokenizer(small_tokenizer, "gs://bucket/run/tokenizer.json")
+        assert [name.rpartition("/")[2] for name in bucket.find("gs://bucket/run")] == ["tokenizer.json"]
+        for path in ("gs://bucket/run", "gs://bucket/run/tokenizer.json"):
+            assert load_tokenizer(path).backend_tokenizer.to_str() == small_tokenizer.backend_tokenizer.to_str()
+        with pytest.raises(UserError, match="gs://bucket/other: no such file"):
+            load_tokenizer("gs://bucket/other")
 
 
 def test_the_seg_token_is_added_where_it_is_missing(small_tokenizer, tmp_path):

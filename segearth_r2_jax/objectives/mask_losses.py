@@ -66,12 +66,10 @@ def select_points(logits: jax.Array, draws: PointDraws, sampling: PointSampling)
     Returns:
         [p, n, k, 2], (x, y) in [0, 1].
     """
-    p, n, h, w = logits.shape
-    candidates = draws.candidates.reshape(p * n, -1, 2)
-    sampled = sample_points(jax.lax.stop_gradient(logits).reshape(p * n, h, w), candidates)
+    sampled = sample_points(jax.lax.stop_gradient(logits), draws.candidates)
     _, chosen = jax.lax.top_k(-jnp.abs(sampled), sampling.num_uncertain)
-    uncertain = jnp.take_along_axis(candidates, chosen[..., None], axis=1)
-    return jnp.concatenate([uncertain.reshape(p, n, -1, 2), draws.uniform.astype(uncertain.dtype)], axis=2)
+    uncertain = jnp.take_along_axis(draws.candidates, chosen[..., None], axis=2)
+    return jnp.concatenate([uncertain, draws.uniform.astype(uncertain.dtype)], axis=2)
 
 
 def mask_losses(logits: jax.Array, masks: jax.Array, frames: jax.Array, valid: jax.Array, points: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -88,10 +86,9 @@ def mask_losses(logits: jax.Array, masks: jax.Array, frames: jax.Array, valid: j
     Returns:
         (bce [p], dice [p]) in float32 or wider.
     """
-    p, n, h, w = logits.shape
-    k = points.shape[2]
-    logits = logits.astype(wide(logits.dtype)).reshape(p * n, h, w)
-    predicted = sample_points(logits, points.reshape(p * n, k, 2)).reshape(p, n, k)
+    p, n, k = points.shape[:3]
+    predicted = sample_points(logits, points)
+    predicted = predicted.astype(wide(predicted.dtype))
     by_mask = points.transpose(1, 0, 2, 3).reshape(n, p * k, 2)
     target = sample_points(masks, by_mask, frames).astype(predicted.dtype).reshape(n, p, k).transpose(1, 0, 2)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+import segearth_r2_jax.kernels.point_sampling.reference as reference
+import segearth_r2_jax.kernels.point_sampling.tpu as tpu
 from segearth_r2_jax.kernels.point_sampling import sample_points
 
 PIXELS = jnp.array([[[1.0, 2.0], [4.0, 8.0]]])
@@ -61,3 +64,31 @@ def test_the_gradient_spreads_over_the_four_pixels():
     points = jnp.array([[[0.5, 0.5], [0.25, 0.25], [0.0, 0.25], [3.0, 3.0]]])
     gradient = jax.grad(lambda maps: sample_points(maps, points).sum())(PIXELS)
     np.testing.assert_allclose(gradient, [[[0.25 + 1 + 0.5, 0.25], [0.25, 0.25]]])
+
+
+def _case(dtype: str) -> tuple[jax.Array, ...]:
+    """Maps of 2 predictions of 3 masks, points (some outside) that do not fill the last part, valid regions and a cotangent."""
+    rng = np.random.default_rng(2)
+    maps = rng.integers(0, 2, (2, 3, 12, 10)) if dtype == "uint8" else rng.normal(size=(2, 3, 12, 10))
+    points = np.round(rng.uniform(-0.2, 1.2, (2, 3, 530, 2)) * 40) / 40  # Some exactly at the centres of pixels.
+    sizes = rng.integers(4, 10, (2, 3, 2))
+    cotangent = rng.normal(size=(2, 3, 530))
+    return jnp.asarray(maps, dtype), jnp.asarray(points, jnp.float32), jnp.asarray(sizes), jnp.asarray(cotangent, jnp.float32)
+
+
+@pytest.mark.parametrize("form", [tpu], ids=["tpu"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2), ("uint8", 0)])
+def test_every_form_gives_what_the_reference_gives(form, dtype: str, tolerance: float):
+    """`tolerance` is that of the maps' gradient; the samples are as exact as the points in every dtype."""
+    *arguments, cotangent = _case(dtype)
+    np.testing.assert_allclose(form.sample(*arguments), reference.sample(*arguments), atol=1e-5)
+    maps, points = form.gradients(*arguments, cotangent)
+    expected_maps, expected_points = reference.gradients(*arguments, cotangent)
+    np.testing.assert_allclose(points, expected_points, atol=1e-3)
+    if dtype == "uint8":
+        assert maps is None
+        assert expected_maps is None
+    else:
+        assert maps.dtype == expected_maps.dtype == dtype
+        scale = np.abs(np.asarray(expected_maps, np.float32)).max()
+        np.testing.assert_allclose(np.asarray(maps, np.float32), np.asarray(expected_maps, np.float32), atol=tolerance * scale)

@@ -13,6 +13,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from segearth_r2_jax.kernels.interpolation import interpolation_weights
+
 Shapes = tuple[tuple[int, int], ...]
 # Queries of an image that are sampled at a time: a few thousand rows for the matrix unit with the points of eight heads.
 _CHUNK = 128
@@ -52,22 +54,15 @@ def _sample_part(maps: list[jax.Array], locations: jax.Array, weights: jax.Array
     einsum = functools.partial(jnp.einsum, precision="highest" if maps[0].dtype == exact else None)
     total = 0
     for level, pixels in enumerate(maps):
-        columns = interpolation_weights(locations[..., level, :, 0], pixels.shape[2])
-        rows = interpolation_weights(locations[..., level, :, 1], pixels.shape[3]) * weights[..., level, :, None]
+        columns = _weights(locations[..., level, :, 0], pixels.shape[2])
+        rows = _weights(locations[..., level, :, 1], pixels.shape[3]) * weights[..., level, :, None]
         mixed = einsum("bqnpx,bnxyd->bqnpyd", columns.astype(pixels.dtype), pixels)
         total += einsum("bqnpy,bqnpyd->bqnd", rows.astype(pixels.dtype), mixed, preferred_element_type=exact)
     return total
 
 
-def interpolation_weights(locations: jax.Array, size: int) -> jax.Array:
-    """Weight of each of the `size` pixels of an axis in a linear sample at `locations` in [0, 1]: [..., size].
-
-    One minus the distance, where that is positive. The slope at a pixel's centre is that of the interval after it, as in `reference`.
-    """
-    position = (locations * size - 0.5)[..., None]
-    first = jnp.floor(position)
-    pixel = jax.lax.broadcasted_iota(position.dtype, (*locations.shape, size), locations.ndim)
-    return jnp.where(pixel == first, 1 - (position - first), jnp.where(pixel == first + 1, position - first, 0))
+def _weights(locations: jax.Array, size: int) -> jax.Array:
+    return interpolation_weights(locations * size - 0.5, size)
 
 
 def _maps(values: jax.Array, shapes: Shapes) -> list[jax.Array]:

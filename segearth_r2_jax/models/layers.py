@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from segearth_r2_jax.models.placement import ACTIVATION_AXES, constrain, gathered
+
 Initializer = Callable[..., jax.Array]
 
 # The names that a parameter's dimension may carry; `sharding.rules` has a line for each.
@@ -66,6 +68,7 @@ class Linear(nnx.Module):
     ):
         self.kernel = parameter(kernel_init, (in_features, out_features), axes, rngs)
         self.bias = parameter(bias_init, (out_features,), axes[1:], rngs) if use_bias else None
+        self.axes = axes
         self.lora = lora
         if lora is not None:
             # As in peft: A like torch's default Linear (uniform, bound 1/sqrt(in)), B zero, so that training starts at the base.
@@ -75,14 +78,15 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
         """`rng` switches on the dropout of the low-rank branch (training only)."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = x @ gathered(self.kernel[...].astype(x.dtype), self.axes)
         if self.lora is not None:
             z = dropout(x, self.lora.dropout, rng)
-            z = (z @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
+            a = gathered(self.lora_a[...].astype(x.dtype), (self.axes[0], "lora_rank"))
+            z = (z @ a) @ gathered(self.lora_b[...].astype(x.dtype), ("lora_rank", self.axes[1]))
             y = y + z * (self.lora.alpha / self.lora.rank)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
-        return y
+        return constrain(y, "batch", *[None] * (y.ndim - 2), self.axes[1] if self.axes[1] in ACTIVATION_AXES else None)
 
 
 class Conv(nnx.Module):
@@ -108,12 +112,12 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jax.lax.conv_general_dilated(
             x,
-            self.kernel[...].astype(x.dtype),
+            gathered(self.kernel[...].astype(x.dtype), (None, None, "channels_in", "channels_out")),
             (self.stride, self.stride),
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + self.bias[...].astype(x.dtype)
+        return constrain(y + self.bias[...].astype(x.dtype), "batch", None, None, None)
 
 
 class LayerNorm(nnx.Module):
@@ -168,7 +172,10 @@ class Embedding(nnx.Module):
         self.table = parameter(init, (rows, features), axes, rngs)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.table[...], ids, axis=0)
+        # The features of a row lie on different devices. Rows are looked up where they lie, then exchanged for whole ones of fewer tokens.
+        ids = constrain(ids, "lookup_batch", *[None] * (ids.ndim - 1))
+        features = constrain(jnp.take(self.table[...], ids, axis=0), "lookup_batch", *[None] * (ids.ndim - 1), "lookup_features")
+        return constrain(features, "batch", *[None] * ids.ndim)
 
 
 def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
@@ -185,5 +192,5 @@ def split_or_none(rng: jax.Array | None, n: int) -> list[jax.Array | None]:
 
 
 def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`n` layers of one form as a single module whose parameters have a leading dimension `n`; see `scan_layers`."""
+    """`n` layers of one form as a single module whose parameters have a leading dimension `n`, to be scanned over."""
     return nnx.vmap(make, in_axes=0, out_axes=0, axis_size=n)(rngs.split(n))

@@ -24,6 +24,7 @@ from flax import nnx
 from segearth_r2_jax.kernels.attention import attention
 from segearth_r2_jax.kernels.attention_rows import attention_rows
 from segearth_r2_jax.models.layers import Embedding, LayerNorm, Linear, LoraConfig, dropout, split_or_none, stack_layers, wide
+from segearth_r2_jax.models.placement import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 Rotation = tuple[jax.Array, jax.Array]
@@ -264,6 +265,8 @@ class Phi(nnx.Module):
 
         def body(x: jax.Array, layer: tuple[nnx.State, jax.Array | None]) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
             layer_state, layer_rng = layer
+            # What the layers hand on is also what is kept for the backward pass.
+            x = constrain(x, "batch", None, None)
             y, rows = nnx.merge(definition, layer_state)(x, cos_sin, attend, rng=layer_rng)
             return y, (rows, x if output_hidden_states else None)
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from segearth_r2_jax.inputs.image_processing import normalize_for_siglip, normalize_for_swin
 from segearth_r2_jax.models.binding import Params, bind
+from segearth_r2_jax.models.placement import placed
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Output
 from segearth_r2_jax.objectives.mask_losses import PointSampling, draw_points
 from segearth_r2_jax.objectives.total import LossWeights, total_loss
@@ -133,9 +134,15 @@ def _accumulated(
 def compile_train_step(
     abstract_model: SegEarthR2, optimizer: optax.GradientTransformation, config: StepConfig, mesh: Mesh, shardings: TrainState
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
-    """The jitted step: state donated and sharded as `shardings` on the way in and out, the batch split over the data axes."""
+    """The jitted step: state donated and sharded as `shardings` on the way in and out, batch and activations by `sharding.rules`."""
+    step = train_step(abstract_model, optimizer, config)
+
+    def placed_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+        with placed(rules.placement(mesh)):
+            return step(state, batch)
+
     return jax.jit(
-        train_step(abstract_model, optimizer, config),
+        placed_step,
         in_shardings=(shardings, rules.batch_sharding(mesh)),
         out_shardings=(shardings, rules.replicated(mesh)),
         donate_argnums=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import shlex
@@ -21,7 +22,7 @@ TRAIN = ["train", "--config", "configs/segearth_r2_lasers.py", "--workdir", "gs:
 
 
 def option(arguments: list[str], name: str) -> list[str]:
-    return [value for key, value in zip(arguments, arguments[1:], strict=False) if key == name]
+    return [value for key, value in itertools.pairwise(arguments) if key == name]
 
 
 @pytest.fixture

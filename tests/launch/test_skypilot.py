@@ -67,7 +67,9 @@ def test_python_takes_the_place_of_the_shell(task, tmp_path):
     python = Programs(tmp_path / ".venv" / "bin")
     python.add("python", "print(os.getpid(), flush=True)")
     settings = {"SKYPILOT_NODE_IPS": "10.0.0.5", "SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_RANK": "0", "BUCKET": "b"}
-    with subprocess.Popen(["bash", "-c", task["run"]], cwd=tmp_path, env=settings | {"PATH": "/usr/bin:/bin"}, stdout=subprocess.PIPE) as shell:
+    with subprocess.Popen(
+        ["bash", "-c", task["run"]], cwd=tmp_path, env=settings | {"PATH": "/usr/bin:/bin"}, stdout=subprocess.PIPE
+    ) as shell:
         assert int(shell.stdout.read()) == shell.pid
 
 

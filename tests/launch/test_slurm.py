@@ -1,4 +1,4 @@
-"""`slurm_gpu.sbatch`, run by bash with an srun of the test: what is started, where JAX finds itself, and what becomes of its exit status."""
+"""`slurm_gpu.sbatch`, run by bash with an srun of the test: what is started, where JAX finds itself, what becomes of the exit status."""
 
 from __future__ import annotations
 
@@ -27,10 +27,14 @@ while command[0].startswith("--"):
 nodes, per_node = json.loads(os.environ.get("TASKS", "[2, 8]"))
 tasks = []
 for number in range(nodes * per_node):
-    step = {"SLURM_STEP_NODELIST": os.environ.get("NODES", "gpu[01-02]"), "SLURM_NTASKS": str(nodes * per_node), "SLURM_PROCID": str(number),
-            "SLURM_LOCALID": str(number % per_node), "SLURM_STEP_TASKS_PER_NODE": f"{per_node}(x{nodes})", "SLURM_GPUS_ON_NODE": "8"}
-    tasks.append(subprocess.Popen(command, env=os.environ | step))
-sys.exit(max(task.wait() for task in tasks))
+    step = {"SLURM_STEP_NODELIST": os.environ.get("NODES", "gpu[01-02]"), "SLURM_NTASKS": str(nodes * per_node)}
+    step |= {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number % per_node)}
+    step |= {"SLURM_STEP_TASKS_PER_NODE": f"{per_node}(x{nodes})", "SLURM_GPUS_ON_NODE": "8"}
+    tasks.append(subprocess.Popen(command, env=os.environ | step, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+for task in tasks:
+    for file, text in zip((sys.stdout, sys.stderr), task.communicate()):
+        file.write(text)
+sys.exit(max(task.returncode for task in tasks))
 """
 
 
@@ -96,7 +100,15 @@ def test_the_step_lets_every_task_see_all_gpus_and_save_before_it_ends(programs,
 
 @pytest.mark.parametrize(
     ("status", "restarts", "requeued"),
-    [(0, "0", False), (2, "0", False), (PREEMPTED, "0", True), (PREEMPTED, "500", True), (1, "3", True), (139, "3", True), (1, "20", False)],
+    [
+        (0, "0", False),
+        (2, "0", False),
+        (PREEMPTED, "0", True),
+        (PREEMPTED, "500", True),
+        (1, "3", True),
+        (139, "3", True),
+        (1, "20", False),
+    ],
 )
 def test_what_is_queued_again(programs, python, tmp_path, status, restarts, requeued):
     python.add("python", f"sys.exit({status})")

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"{PROGRAM}: error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {error.strerror} (while {error.filename or 'a file'} was written)", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
@@ -59,5 +59,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _is_worth_saying(record: logging.LogRecord) -> bool:
-    """Orbax warns of metadata files that its own checkpointers do not write, and shows the traceback of an error that it also raises."""
-    return record.levelno >= logging.ERROR and "in background save thread" not in record.getMessage()
+    """Orbax warns of metadata files that its own checkpointers do not write, and shows the tracebacks of errors that it also raises."""
+    return record.levelno >= logging.ERROR and "orbax" not in record.pathname

@@ -60,3 +60,12 @@ def shards(scenes: Path) -> Path:
     folder = scenes.parent / "shards"
     build_shards.main(["--source", "lasers", "--input", str(scenes), "--output", str(folder), "--split", "train"])
     return folder
+
+
+@pytest.fixture
+def empty_bucket():
+    """`gs://` in memory, with nothing in it."""
+    from cloud_bucket import bucket_in_memory
+
+    with bucket_in_memory() as bucket:
+        yield bucket

@@ -14,6 +14,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/, with get_config()")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints, logs and pictures go")
     parser.add_argument(
+        "--profile",
+        nargs="?",
+        type=_positive,
+        const=3,
+        default=0,
+        metavar="STEPS",
+        help="trace STEPS steps (default: 3) of this start, from its third on, into WORKDIR/profile",
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="--config.KEY=VALUE", help="replace a field of the configuration, e.g. --config.num_steps=100"
     )
 
@@ -22,7 +31,14 @@ def run(args: argparse.Namespace) -> None:
     from segearth_r2_jax.training.loop import train
     from segearth_r2_jax.training.run_config import RunConfig
 
-    train(RunConfig.from_config_dict(read_config_file(args.config, args.overrides)), args.workdir, overrides=args.overrides)
+    config = RunConfig.from_config_dict(read_config_file(args.config, args.overrides))
+    train(config, args.workdir, overrides=args.overrides, profile_steps=args.profile)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of steps, got {text!r}")
+    return int(text)
 
 
 def read_config_file(path: str, overrides: list[str]):

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from segearth_r2_jax import dataclass_io
+from segearth_r2_jax.models.layers import LoraConfig
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
 from segearth_r2_jax.sharding.mesh import MeshShape
 from segearth_r2_jax.training.schedules import OptimizerConfig
@@ -38,13 +39,29 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """When and on what a run is judged while it goes on.
+
+    shards: held-out ones, as `DataConfig.shards`. every: steps from one validation to the next (0: none); the last step is validated,
+    too. batches: how many of `batch_size` images (None: as in training), always the same ones; None: all that the records fill.
+    pictures: of how many records one is drawn.
+    """
+
+    shards: str = ""
+    every: int = 0
+    batches: int | None = None
+    batch_size: int | None = None
+    pictures: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """A training run.
 
     tokenizer: a `tokenizer.json` or its folder. trainable: regular expressions found in the paths of the parameters that are trained;
     the rest is kept in `frozen_dtype` without gradient or optimizer state. initial_checkpoint: a checkpoint folder to start from (None:
     random weights). Intervals are in steps. keep_checkpoints: how many of the last checkpoints are kept; keep_best: and how many of those
-    with the largest `best_metric` besides.
+    with the largest `best_metric` besides. wandb_project: also log to this project of Weights & Biases (None: do not).
     """
 
     model: SegEarthR2Config
@@ -64,15 +81,27 @@ class RunConfig:
     best_metric: str = "validation/gIoU"
     print_every: int = 50
     picture_every: int = 500
+    validation: ValidationConfig = ValidationConfig()
+    wandb_project: str | None = None
 
     def to_config_dict(self) -> ConfigDict:
-        """The form whose fields the command line overrides (`--config.data.batch_size=8`)."""
-        return _with_placeholders(RunConfig, ConfigDict(dataclasses.asdict(self)))
+        """The form whose fields the command line overrides (`--config.data.batch_size=8`).
+
+        A language model without low-rank adapters has them with rank 0 there, so that a rank switches them on, and 0 off.
+        """
+        values = dataclasses.asdict(self)
+        if self.model.phi.lora is None:
+            values["model"]["phi"]["lora"] = dataclasses.asdict(LoraConfig(rank=0))
+        return _with_placeholders(RunConfig, ConfigDict(values))
 
     @classmethod
     def from_config_dict(cls, config: ConfigDict) -> RunConfig:
         """Raises UserError naming a field that is unknown, missing or of another type."""
-        return dataclass_io.from_dict(cls, config.to_dict(), "config")
+        built = dataclass_io.from_dict(cls, config.to_dict(), "config")
+        phi = built.model.phi
+        if phi.lora is None or phi.lora.rank > 0:
+            return built
+        return dataclasses.replace(built, model=dataclasses.replace(built.model, phi=dataclasses.replace(phi, lora=None)))
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -26,19 +26,19 @@ class SamplePictures:
         self._tokenizer = tokenizer
         self._first = jax.jit(_first_rows, static_argnums=1, out_shardings=replicated(mesh))
 
-    def rows(self, batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
-        """What `draw` needs of the batch's first `count` rows, on every process: all processes call it."""
-        return self._first({key: batch[key] for key in _SHOWN}, count)
+    def rows(self, batch: Mapping[str, jax.Array], mask_logits: jax.Array, count: int) -> dict[str, jax.Array]:
+        """What `draw` needs of the first `count` rows, on every process: all processes call it. mask_logits: [>= count, m, h, w]."""
+        return self._first({**{key: batch[key] for key in _SHOWN}, "mask_logits": mask_logits}, count)
 
-    def draw(self, rows: Mapping[str, jax.Array], mask_logits: jax.Array | np.ndarray) -> list[np.ndarray]:
-        """One picture per row, uint8 [h, w, 3]; mask_logits: [n, m, h, w] of these rows."""
+    def draw(self, rows: Mapping[str, jax.Array]) -> list[np.ndarray]:
+        """One picture per row, uint8 [h, w, 3]."""
         host = jax.device_get(dict(rows))
-        return [self._draw({key: value[i] for key, value in host.items()}, logits) for i, logits in enumerate(np.asarray(mask_logits))]
+        return [self._draw({key: value[i] for key, value in host.items()}) for i in range(len(host["image"]))]
 
-    def _draw(self, row: Mapping[str, np.ndarray], mask_logits: np.ndarray) -> np.ndarray:
+    def _draw(self, row: Mapping[str, np.ndarray]) -> np.ndarray:
         words, valid = row["token_ids"], row["mask_valid"]
         text = self._tokenizer.decode(words[words >= 0], skip_special_tokens=False)
-        return sample_picture(row["image"], row["masks"][valid], tuple(row["mask_frame"]), mask_logits[valid], text)
+        return sample_picture(row["image"], row["masks"][valid], tuple(row["mask_frame"]), row["mask_logits"][valid], text)
 
 
 def _first_rows(batch: dict[str, jax.Array], count: int) -> dict[str, jax.Array]:

@@ -43,7 +43,7 @@ def check(config: RunConfig, tokens: int, mesh: Mesh) -> None:
         tokens: how many the tokenizer has.
 
     Raises:
-        UserError: the tokenizer does not fit the model, or the batch the mesh; there are no shards.
+        UserError: the tokenizer does not fit the model, or a batch the mesh; shards are missing; intervals contradict each other.
     """
     rows = min(config.model.phi.vocab_size, config.model.phi.embed_rows)
     if tokens > rows:
@@ -55,6 +55,18 @@ def check(config: RunConfig, tokens: int, mesh: Mesh) -> None:
         raise UserError(
             f"config.data.batch_size {config.data.batch_size} is not a multiple of {shares * config.step.accumulate}: {shares} devices "
             f"with rows of their own x {config.step.accumulate} parts (config.step.accumulate)"
+        )
+    validation = config.validation
+    if validation.every:
+        if not validation.shards:
+            raise UserError("config.validation.every is set, but config.validation.shards is empty: name a folder of held-out shards")
+        size = validation.batch_size or config.data.batch_size
+        if size % shares:
+            raise UserError(f"config.validation.batch_size {size} is not a multiple of {shares}, the devices with rows of their own")
+    if config.keep_best and (not validation.every or config.checkpoint_every % validation.every):
+        raise UserError(
+            f"config.keep_best is {config.keep_best}, but a checkpoint every {config.checkpoint_every} steps and a validation every "
+            f"{validation.every} do not meet: the first has to be a multiple of the second"
         )
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from typing import ClassVar
 
-import fsspec
 import numpy as np
 import pytest
 from etils import epath
-from fsspec.implementations.memory import MemoryFileSystem
 from shards_example import make_record, write_shards
 
 from data_pipeline import random_access
@@ -24,48 +21,17 @@ from segearth_r2_jax.errors import UserError
 RECORDS = [make_record(number, masks=number % 3) for number in range(10)]
 
 
-class FakeBucket(MemoryFileSystem):
-    """`gs://` in memory; remembers what was asked for."""
-
-    protocol = ("gs", "gcs")
-    store: ClassVar[dict] = {}
-    pseudo_dirs: ClassVar[list[str]] = [""]
-    ranges: ClassVar[list[tuple[int, int]]] = []
-
-    def __init__(self, *args, finalize_on_close: bool = True, **options):
-        super().__init__(*args, **options)
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return "/" + str(path).removeprefix("gs://").removeprefix("gcs://").strip("/")
-
-    def cat_file(self, path, start=None, end=None, **options):
-        content = super().cat_file(path, start=start, end=end, **options)
-        self.ranges.append((start, len(content)))
-        return content
-
-
 @pytest.fixture
 def folder(tmp_path):
     return write_shards(tmp_path / "shards", RECORDS, 3)
 
 
 @pytest.fixture
-def bucket(folder, monkeypatch):
+def bucket(folder, empty_bucket):
     """The folder of shards as `gs://bucket/shards`."""
-    for name in ("gs", "gcs"):
-        fsspec.register_implementation(name, FakeBucket, clobber=True)
-    FakeBucket.store.clear()
-    FakeBucket.ranges.clear()
-    FakeBucket.clear_instance_cache()
-    from etils.epath import backend
-
-    backend.fsspec_backend._get_filesystem.cache_clear()
-    files = FakeBucket()
     for path in folder.iterdir():
-        files.pipe_file(f"gs://bucket/shards/{path.name}", path.read_bytes())
-    yield files
-    FakeBucket.store.clear()
+        empty_bucket.pipe_file(f"gs://bucket/shards/{path.name}", path.read_bytes())
+    return empty_bucket
 
 
 def change_manifest(folder, change) -> None:

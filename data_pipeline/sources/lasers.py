@@ -55,15 +55,25 @@ BENCHMARK_TAGS = {
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationRecord:
-    """What evaluation asks and compares with: `image` uint8 [h, w, 3], `masks` uint8 [k, h, w] or None where withheld."""
+    """A test record: what evaluation asks, and where it reads what it compares with."""
 
     record_id: str
     benchmark: str
     image_name: str
-    image: np.ndarray
     instruction: str
     answer: str | None
-    masks: np.ndarray | None
+    row: Annotation
+
+    def load(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The image uint8 [h, w, 3] and the masks uint8 [k, h, w], None where they are withheld; UserError if one cannot be read."""
+        record = self.row.load()
+        image = decode_image(record.image_bytes, str(self.row.image_path))
+        if record.masks is None:
+            return image, None
+        masks = np.zeros((len(record.masks), record.height, record.width), np.uint8)
+        for number, mask in enumerate(record.masks):
+            masks[number] = decode(mask, self.row.name)
+        return image, masks
 
 
 def annotation_files(folder: Path, split: str) -> list[Path]:
@@ -111,28 +121,17 @@ def read(folder: Path, split: str) -> Iterator[Annotation | Rejection]:
         raise UserError(f"{folder / split / 'annotations'}: the annotations hold no row")
 
 
-def evaluation_records(folder: str | os.PathLike[str], benchmark: str) -> Iterator[EvaluationRecord]:
-    """The test records of one benchmark (a name of `benchmarks`), image and masks decoded, one at a time.
+def evaluation_records(folder: str | os.PathLike[str], benchmark: str) -> list[EvaluationRecord]:
+    """The test records of one benchmark (a name of `benchmarks`); all rows are checked, images and masks not read yet.
 
-    All rows are checked before the first is given. Raises UserError if there is no such benchmark or a row is wrong.
+    Raises UserError if there is no such benchmark or a row is wrong.
     """
     folder = Path(folder)
     names = benchmarks(folder)
     if benchmark not in names:
         raise UserError(f"{folder}: no benchmark is called {benchmark!r}; there are {', '.join(names)}")
-    rows = list(accepted(_read_file(folder, "test", folder / "test" / "annotations" / f"{benchmark}.json")))
-    return (_decode(row, benchmark) for row in rows)
-
-
-def _decode(row: Annotation, benchmark: str) -> EvaluationRecord:
-    record = row.load()
-    image = decode_image(record.image_bytes, str(row.image_path))
-    masks = None
-    if record.masks is not None:
-        masks = np.zeros((len(record.masks), record.height, record.width), np.uint8)
-        for number, mask in enumerate(record.masks):
-            masks[number] = decode(mask, row.name)
-    return EvaluationRecord(record.record_id, benchmark, record.image_name, image, record.instruction, record.answer, masks)
+    rows = accepted(_read_file(folder, "test", folder / "test" / "annotations" / f"{benchmark}.json"))
+    return [EvaluationRecord(row.record_id, benchmark, row.image_name, row.instruction, row.answer, row) for row in rows]
 
 
 def _read_file(folder: Path, split: str, file: Path) -> Iterator[Annotation | Rejection]:

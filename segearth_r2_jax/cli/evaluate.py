@@ -6,12 +6,12 @@ Writes OUTPUT/report.json and prints its figures as a table. Answers are greedy:
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from segearth_r2_jax.cli.predict import add_model_arguments, make_folder, positive, write_whole
 from segearth_r2_jax.errors import UserError
@@ -35,25 +35,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Raises UserError on wrong data or a wrong checkpoint."""
+    """Raises UserError on wrong data or a wrong checkpoint. Of several processes all work, and the first speaks and writes."""
     from data_pipeline.sources.lasers import benchmarks, evaluation_records
+    from segearth_r2_jax.checkpoints.manager import read_model_config
     from segearth_r2_jax.evaluation.lasers import FILES, evaluate, in_order
+    from segearth_r2_jax.evaluation.processes import agree, leads
     from segearth_r2_jax.evaluation.report import format_table, make_report
 
-    names = in_order(benchmarks(args.data))
-    # Before the weights are loaded: a file that is not whole is said at once.
-    files = {name: itertools.islice(evaluation_records(args.data, name), args.limit) for name in names}
-    make_folder(args.output)
+    files = {}
+
+    def prepare() -> None:
+        """What can be wrong is found before the weights are loaded, in all processes."""
+        for name in in_order(benchmarks(args.data)):
+            files[name] = evaluation_records(args.data, name)[: args.limit]
+        read_model_config(args.checkpoint)
+        if leads():
+            make_folder(args.output)
+
+    agree(prepare)
     from segearth_r2_jax.inference.segment import Segmenter
 
     segmenter = Segmenter.load(args.checkpoint, dtype=args.dtype, template=args.template)
+    if len(set(agree(lambda: segmenter.step))) > 1:
+        raise UserError(f"{args.checkpoint}: the processes see different steps there; is a run still writing?")
     scores = evaluate(
         segmenter,
         files,
         rule=args.rule,
         batch_size=args.batch_size,
         max_new_tokens=args.max_new_tokens,
-        progress=_progress(),
+        progress=_progress(sum(map(len, files.values()))) if leads() else lambda records: None,
     )
     about = {
         "checkpoint": segmenter.checkpoint,
@@ -63,24 +74,29 @@ def run(args: argparse.Namespace) -> None:
         "data": str(args.data),
         "limit": args.limit,
         "max_new_tokens": args.max_new_tokens,
-        "missing_files": [name for name in FILES if name not in names],
+        "missing_files": [name for name in FILES if name not in files],
     }
     report = make_report(args.benchmark, args.rule, scores.files, scores.baselines, about)
+    agree(lambda: _write(report, args.output) if leads() else None)
+    if leads():
+        print(format_table(report))
+        print(f"report: {args.output / 'report.json'}")
+
+
+def _write(report: dict[str, Any], folder: Path) -> None:
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
     try:
-        write_whole(args.output / "report.json", lambda file: file.write_text(text + "\n", encoding="utf-8"))
+        write_whole(folder / "report.json", lambda file: file.write_text(text + "\n", encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{args.output}: cannot be written ({error.strerror})") from None
-    print(format_table(report))
-    print(f"report: {args.output / 'report.json'}")
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
-def _progress() -> Callable[[int], None]:
-    """Shows finished records: a counter that moves on a terminal, a line now and then elsewhere."""
+def _progress(total: int) -> Callable[[int], None]:
+    """Shows finished records: a bar on a terminal, a line now and then elsewhere."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        return tqdm(unit=" records").update
+        return tqdm(total=total, unit=" records").update
     start = last = time.monotonic()
     done = 0
 
@@ -90,6 +106,6 @@ def _progress() -> Callable[[int], None]:
         now = time.monotonic()
         if now - last >= _SECONDS_BETWEEN_LINES:
             last = now
-            print(f"{done} records, {done / (now - start):.2f} per second", file=sys.stderr, flush=True)
+            print(f"{done} of {total} records, {done / (now - start):.2f} per second", file=sys.stderr, flush=True)
 
     return show

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from segearth_r2_jax.errors import UserError
-from segearth_r2_jax.evaluation.metrics import OFFICIAL, ORIGINAL, RULES, Score, stretch_truth
+from segearth_r2_jax.evaluation.metrics import OFFICIAL, ORIGINAL, RULES, Comparison, Score, compare, stretch_truth
+from segearth_r2_jax.evaluation.processes import agree
 from segearth_r2_jax.inference.segment import EncodedImage, Segmentation, Segmenter
 from segearth_r2_jax.inputs.letterbox import Letterbox
-from segearth_r2_jax.raster import rle
 
 # The published files in the order of the report ("sematic" is how the data set spells it).
 FILES = (
@@ -26,16 +29,18 @@ FILES = (
     "test_part_level",
     "test_sematic_level",
 )
+_BATCHES_BETWEEN_MEETINGS = 16
 
 
 class Example(Protocol):
-    """A record to evaluate: `image` uint8 [h, w, 3]; `masks` [k, h, w] (not zero: foreground), None where they are withheld."""
+    """A record to evaluate; read when its turn comes."""
 
     record_id: str
     image_name: str
-    image: np.ndarray
     instruction: str
-    masks: np.ndarray | None
+
+    def load(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The image uint8 [h, w, 3] and the masks [k, h, w] (not zero: foreground), None where they are withheld."""
 
 
 @dataclasses.dataclass
@@ -53,7 +58,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def evaluate(
     segmenter: Segmenter,
-    files: Mapping[str, Iterable[Example]],
+    files: Mapping[str, Sequence[Example]],
     *,
     rule: str = ORIGINAL,
     batch_size: int = 1,
@@ -62,54 +67,87 @@ def evaluate(
 ) -> Scores:
     """Answers the records of every file and scores the answers; `progress` is told how many more records are done.
 
-    Raises UserError on an unknown rule, or on a mask that does not have the size of its image.
+    Several processes share the work and all return the same scores, bit for bit those of one process: process i of n takes every n-th
+    batch from the i-th on, of the batches that one process would make (a number may depend on what else is in a batch), and what was
+    counted is summed in the order of the records.
+
+    Raises UserError on an unknown rule, on a mask that does not have the size of its image, or if the processes see different records.
     """
     if rule not in RULES:
         raise UserError(f"no rule is called {rule!r}; there are {', '.join(RULES)}")
+    asked = _questions(files)
+    _require_same(asked)
+    batches = [asked[first : first + batch_size] for first in range(0, len(asked), batch_size)]
+    processes = jax.process_count()
+    own = batches[jax.process_index() :: processes]
+    answerer = _Answerer(segmenter, rule, max_new_tokens)
+    counted: dict[tuple[str, int], tuple[Comparison, Comparison]] = {}
+    # Between two meetings nobody waits for a slower one; at the next one an error ends all.
+    pace = _BATCHES_BETWEEN_MEETINGS if processes > 1 else 1
+    for first in range(0, -(-len(batches) // processes), pace):
+        here = own[first : first + pace]
+        for answers in agree(lambda here=here: [outcome for batch in here for outcome in answerer.outcomes(batch)]):
+            counted.update({(name, number): (Comparison(*answer), Comparison(*floor)) for name, number, answer, floor in answers})
+            progress(len(answers))
     scores = Scores({name: Score() for name in files}, {name: Score() for name in files})
-    # Masks as RLE: a whole test set of answers fits in memory.
-    answers: dict[tuple[str, str], list[dict]] = {}
-    waiting: list[tuple[str, Example]] = []
-    features: dict[str, EncodedImage] = {}
-
-    def finish(name: str, example: Example) -> None:
-        predicted = [rle.decode(mask) != 0 for mask in answers[_key(example)]]
-        truth = _truth(example, rule, segmenter.config.image_size)
-        scores.files[name].add(predicted, truth)
-        scores.baselines[name].add([np.ones(truth[0].shape, bool)] if truth else [], truth)
-        progress(1)
-
-    def flush() -> None:
-        asked = {_key(example): example for _, example in waiting}
-        for image_name in features.keys() - {example.image_name for example in asked.values()}:
-            del features[image_name]
-        for example in asked.values():
-            if example.image_name not in features:
-                features[example.image_name] = segmenter.encode(example.image)
-        images = [features[example.image_name] for example in asked.values()]
-        instructions = [example.instruction for example in asked.values()]
-        answered = segmenter.segment_batch(images, instructions, max_new_tokens=max_new_tokens)
-        for key, segmentation in zip(asked, answered, strict=True):
-            answers[key] = [rle.encode(mask) for mask in _predicted(segmentation, rule, segmenter.config.image_size)]
-        for name, example in waiting:
-            finish(name, example)
-        waiting.clear()
-
     for name, examples in files.items():
-        for example in examples:
-            if _key(example) in answers:
-                finish(name, example)
-                continue
-            waiting.append((name, example))
-            if len({_key(other) for _, other in waiting}) == batch_size:
-                flush()
-    if waiting:
-        flush()
+        for number in range(len(examples)):
+            answer, floor = counted[name, number]
+            scores.files[name].add(answer)
+            scores.baselines[name].add(floor)
     return scores
 
 
-def _key(example: Example) -> tuple[str, str]:
-    return example.image_name, example.instruction
+class _Question(NamedTuple):
+    """A question and the records that ask it: (file, number of the record in it, the record)."""
+
+    key: tuple[str, str]
+    records: list[tuple[str, int, Example]]
+
+
+def _questions(files: Mapping[str, Sequence[Example]]) -> list[_Question]:
+    """Every question once, in the order in which they come up."""
+    questions: dict[tuple[str, str], _Question] = {}
+    for name, examples in files.items():
+        for number, example in enumerate(examples):
+            key = (example.image_name, example.instruction)
+            questions.setdefault(key, _Question(key, [])).records.append((name, number, example))
+    return list(questions.values())
+
+
+def _require_same(asked: Sequence[_Question]) -> None:
+    text = json.dumps([[question.key, [record[:2] for record in question.records]] for question in asked])
+    digests = agree(lambda: hashlib.sha256(text.encode()).hexdigest())
+    if len(set(digests)) > 1:
+        raise UserError("the processes see different records; the data has to be the same on every host")
+
+
+class _Answerer:
+    """Answers questions and compares, on the devices of this process."""
+
+    def __init__(self, segmenter: Segmenter, rule: str, max_new_tokens: int):
+        self._segmenter, self._rule, self._max_new_tokens = segmenter, rule, max_new_tokens
+        # Images of the batch before: questions about one image often stand together.
+        self._features: dict[str, EncodedImage] = {}
+
+    def outcomes(self, batch: Sequence[_Question]) -> Iterator[tuple[str, int, Comparison, Comparison]]:
+        """For every record of the questions: its file, its number, the comparison of its answer and of the answer "every pixel"."""
+        frame = self._segmenter.config.image_size
+        loaded = [question.records[0][2].load() for question in batch]
+        self._features = {name: image for name, image in self._features.items() if name in {question.key[0] for question in batch}}
+        for question, (image, _) in zip(batch, loaded, strict=True):
+            if question.key[0] not in self._features:
+                self._features[question.key[0]] = self._segmenter.encode(image)
+        images = [self._features[question.key[0]] for question in batch]
+        instructions = [question.key[1] for question in batch]
+        answered = self._segmenter.segment_batch(images, instructions, max_new_tokens=self._max_new_tokens)
+        for question, first, segmentation in zip(batch, loaded, answered, strict=True):
+            predicted = _predicted(segmentation, self._rule, frame)
+            for place, (name, number, example) in enumerate(question.records):
+                image, masks = first if place == 0 else example.load()
+                truth = _truth(example.record_id, image, masks, self._rule, frame)
+                everything = [np.ones(truth[0].shape, bool)] if truth else []
+                yield name, number, compare(predicted, truth), compare(everything, truth)
 
 
 def _predicted(segmentation: Segmentation, rule: str, frame: int) -> Sequence[np.ndarray]:
@@ -118,9 +156,9 @@ def _predicted(segmentation: Segmentation, rule: str, frame: int) -> Sequence[np
     return [target.mask for target in segmentation.targets]
 
 
-def _truth(example: Example, rule: str, frame: int) -> list[np.ndarray]:
-    masks = [] if example.masks is None else [mask != 0 for mask in example.masks]
-    for mask in masks:
-        if mask.shape != example.image.shape[:2]:
-            raise UserError(f"{example.record_id}: a mask is {mask.shape}, its image {example.image.shape[:2]} (height, width)")
-    return [stretch_truth(mask, frame) for mask in masks] if rule == OFFICIAL else masks
+def _truth(record_id: str, image: np.ndarray, masks: np.ndarray | None, rule: str, frame: int) -> list[np.ndarray]:
+    truth = [] if masks is None else [mask != 0 for mask in masks]
+    for mask in truth:
+        if mask.shape != image.shape[:2]:
+            raise UserError(f"{record_id}: a mask is {mask.shape}, its image {image.shape[:2]} (height, width)")
+    return [stretch_truth(mask, frame) for mask in truth] if rule == OFFICIAL else truth

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,6 +60,19 @@ def stretch_truth(mask: np.ndarray, size: int) -> np.ndarray:
     return foreground
 
 
+class Comparison(NamedTuple):
+    """One record: masks in its answer, and for each of its ground-truth masks the pixels in both it and its prediction, and in either."""
+
+    predicted: int
+    pairs: tuple[tuple[int, int], ...]
+
+
+def compare(predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> Comparison:
+    """Holds the predicted masks of a record against the ground truth, all bool [h, w] of one size."""
+    paired = pair_by_order(predicted, len(truth), truth[0].shape if truth else (0, 0))
+    return Comparison(len(predicted), tuple(intersection_union(mask, target) for mask, target in zip(paired, truth, strict=True)))
+
+
 @dataclasses.dataclass
 class Score:
     """Sums over records, from which the figures of a report come.
@@ -75,13 +88,12 @@ class Score:
     intersection: int = 0
     union: int = 0
 
-    def add(self, predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> None:
-        """One record: the predicted and the ground-truth masks, all bool [h, w] of one size."""
+    def add(self, record: Comparison) -> None:
+        """Counts one record. The order of records is part of the result: floating-point sums depend on it."""
         self.records += 1
-        self.predicted += len(predicted)
-        self.empty += not predicted
-        for target, mask in zip(truth, pair_by_order(predicted, len(truth), truth[0].shape if truth else (0, 0)), strict=True):
-            intersection, union = intersection_union(mask, target)
+        self.predicted += record.predicted
+        self.empty += not record.predicted
+        for intersection, union in record.pairs:
             self.masks += 1
             self.iou_sum += intersection / union if union else 1.0
             self.intersection += intersection

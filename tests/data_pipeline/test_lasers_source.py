@@ -60,21 +60,22 @@ def test_both_names_of_the_training_file(lasers_copy):
 
 def test_evaluation_records(lasers_folder):
     assert lasers.benchmarks(lasers_folder) == ["test_short_query"]
-    records = list(lasers.evaluation_records(lasers_folder, "test_short_query"))
+    records = lasers.evaluation_records(lasers_folder, "test_short_query")
     assert [record.record_id for record in records] == ["row0", "row1", "row2"]
     for number, record in enumerate(records):
         assert record.benchmark == "test_short_query"
         assert record.instruction == annotation(number)["description"]
-        assert record.image.shape == (*SHAPES[number], 3)
-        np.testing.assert_array_equal(record.masks, row_masks(number))
+        image, masks = record.load()
+        assert image.shape == (*SHAPES[number], 3)
+        np.testing.assert_array_equal(masks, row_masks(number))
     with pytest.raises(UserError, match="no benchmark is called 'short'; there are test_short_query"):
         lasers.evaluation_records(lasers_folder, "short")
 
 
 def test_masks_may_be_withheld_in_the_test_split_only(lasers_copy):
     change(lasers_copy, "test", "test_short_query.json", 1, mask=None, answer=None)
-    record = list(lasers.evaluation_records(lasers_copy, "test_short_query"))[1]
-    assert record.masks is None
+    record = lasers.evaluation_records(lasers_copy, "test_short_query")[1]
+    assert record.load()[1] is None
     assert record.answer is None
     record = read_rows(lasers_copy, "test")[1].load()
     assert Record.from_example(record.to_example(), "r") == record
@@ -144,7 +145,7 @@ def test_a_wrong_file_is_named(lasers_copy, text, message):
 
 def test_a_benchmark_without_rows(lasers_copy):
     (lasers_copy / "test/annotations/test_part_level.json").write_text("[]")
-    assert list(lasers.evaluation_records(lasers_copy, "test_part_level")) == []
+    assert lasers.evaluation_records(lasers_copy, "test_part_level") == []
     assert len(read_rows(lasers_copy, "test")) == 3
 
 
@@ -176,11 +177,12 @@ def test_an_example_of_something_else_is_refused(lasers_folder, missing, message
 def test_real_images_in_the_published_layout(data_dir):
     folder = data_dir / "lasers_sample"
     assert len(lasers.benchmarks(folder)) == 8
-    records = list(lasers.evaluation_records(folder, "test_multi_cate"))
+    records = lasers.evaluation_records(folder, "test_multi_cate")
     assert len(records) == 4
     for record in records:
-        assert record.masks.shape == (record.answer.count("[SEG]"), *record.image.shape[:2])
-        assert record.masks.any((1, 2)).all()
+        image, masks = record.load()
+        assert masks.shape == (record.answer.count("[SEG]"), *image.shape[:2])
+        assert masks.any((1, 2)).all()
 
 
 def test_a_wrong_row_is_rejected_and_the_others_are_read(lasers_copy):

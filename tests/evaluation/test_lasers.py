@@ -7,7 +7,7 @@ import pytest
 
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.evaluation.lasers import FILES, evaluate, in_order
-from segearth_r2_jax.evaluation.metrics import Score, stretch_truth
+from segearth_r2_jax.evaluation.metrics import Score, compare, stretch_truth
 from segearth_r2_jax.inference.segment import Segmenter
 from segearth_r2_jax.inputs.letterbox import Letterbox
 
@@ -21,6 +21,9 @@ class Example(NamedTuple):
     image: np.ndarray
     instruction: str
     masks: np.ndarray | None
+
+    def load(self):
+        return self.image, self.masks
 
 
 def _example(name, image, masks, instruction="find the roof"):
@@ -63,7 +66,7 @@ def _expected(segmenter, records):
     score = Score()
     for record in records:
         answer = segmenter.segment(record.image, record.instruction, max_new_tokens=NEW_TOKENS)
-        score.add([t.mask for t in answer.targets], [] if record.masks is None else list(record.masks > 0))
+        score.add(compare([t.mask for t in answer.targets], [] if record.masks is None else list(record.masks > 0)))
     return score
 
 
@@ -106,7 +109,7 @@ def test_the_official_rule_compares_on_the_frame_of_the_model(segmenter):
     answer = segmenter.segment(WIDE, "find the roof", max_new_tokens=NEW_TOKENS)
     expected = Score()
     frame = [Letterbox(size, size, size).restore(logits) > 0 for logits in answer.frame_logits]
-    expected.add(frame, [stretch_truth(mask, size) for mask in WIDE_MASKS])
+    expected.add(compare(frame, [stretch_truth(mask, size) for mask in WIDE_MASKS]))
     only_wide = evaluate(segmenter, {"f": RECORDS["test_short_query"][:1]}, max_new_tokens=NEW_TOKENS, rule="official-1024")
     assert only_wide.files["f"] == expected
     assert scores.files["test_short_query"].union > expected.union

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segearth_r2_jax.evaluation.metrics import Score, intersection_union, pair_by_order, stretch_truth
+from segearth_r2_jax.evaluation.metrics import Score, compare, intersection_union, pair_by_order, stretch_truth
 
 
 def _mask(*rows):
@@ -19,7 +19,7 @@ NONE = _mask("....", "....")
 def _score(*records):
     score = Score()
     for predicted, truth in records:
-        score.add(predicted, truth)
+        score.add(compare(predicted, truth))
     return score
 
 

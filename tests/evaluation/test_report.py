@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from segearth_r2_jax.evaluation.metrics import Score
+from segearth_r2_jax.evaluation.metrics import Score, compare
 from segearth_r2_jax.evaluation.report import format_table, make_report
 
 ON = np.ones((2, 2), bool)
@@ -14,7 +14,7 @@ HALF = np.array([[True, True], [False, False]])
 def _score(*records):
     score = Score()
     for predicted, truth in records:
-        score.add(predicted, truth)
+        score.add(compare(predicted, truth))
     return score
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
-import logging
 import sys
 from collections.abc import Sequence
 
+from segearth_r2_jax.cli.quiet import silence_libraries
 from segearth_r2_jax.errors import PREEMPTED, Preempted, UserError
 
 PROGRAM = "segearth-r2"
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if unknown:
         args.overrides = [*args.overrides, *unknown]
-    logging.getLogger("absl").addFilter(_is_worth_saying)
+    silence_libraries()
     try:
         modules[args.verb].run(args)
     except UserError as error:
@@ -51,13 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"{PROGRAM}: error: {error.strerror} (while {error.filename or 'a file'} was written)", file=sys.stderr)
+        print(f"{PROGRAM}: error: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def _is_worth_saying(record: logging.LogRecord) -> bool:
-    """Orbax warns of metadata files that its own checkpointers do not write, and shows the tracebacks of errors that it also raises."""
-    return record.levelno >= logging.ERROR and "orbax" not in record.pathname

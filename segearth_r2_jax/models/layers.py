@@ -13,7 +13,8 @@ Conventions of all networks here:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -194,3 +195,43 @@ def split_or_none(rng: jax.Array | None, n: int) -> list[jax.Array | None]:
 def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx.Module:
     """`n` layers of one form as a single module whose parameters have a leading dimension `n`, to be scanned over."""
     return nnx.vmap(make, in_axes=0, out_axes=0, axis_size=n)(rngs.split(n))
+
+
+def scan_periods(
+    layers: Sequence[nnx.Module],
+    period: int,
+    body: Callable[[Any, nnx.Module, int, Any], tuple[Any, Any]],
+    carry: Any,
+    inputs: Any = None,
+) -> tuple[Any, Any]:
+    """`for i, layer in enumerate(layers): carry, y = body(carry, layer, i % period, input i)`, of which only one period is compiled.
+
+    For layers whose form repeats: layers i and i + period differ in their parameters only. Those are stacked here, not where they are
+    kept: a copy that takes next to no time.
+
+    Args:
+        inputs: a tree of arrays with a leading dimension of len(layers), or None.
+
+    Returns:
+        The last carry, and the ys stacked along a new leading dimension.
+    """
+    scanned = len(layers) // period * period if len(layers) >= 2 * period else 0
+    outputs = []
+    if scanned:
+        split = [nnx.split(layer) for layer in layers[:scanned]]
+        states = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *[state for _, state in split[i::period]]) for i in range(period)]
+        by_period = jax.tree.map(lambda a: a[:scanned].reshape(-1, period, *a.shape[1:]), inputs)
+
+        def periods(carry: Any, part: tuple[list[nnx.State], Any]) -> tuple[Any, Any]:
+            ys = []
+            for i, state in enumerate(part[0]):
+                carry, y = body(carry, nnx.merge(split[i][0], state), i, jax.tree.map(lambda a, i=i: a[i], part[1]))
+                ys.append(y)
+            return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
+
+        carry, ys = jax.lax.scan(periods, carry, (states, by_period))
+        outputs.append(jax.tree.map(lambda a: a.reshape(scanned, *a.shape[2:]), ys))
+    for i in range(scanned, len(layers)):
+        carry, y = body(carry, layers[i], i % period, jax.tree.map(lambda a, i=i: a[i], inputs))
+        outputs.append(jax.tree.map(lambda a: a[None], y))
+    return carry, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from segearth_r2_jax.kernels.masked_attention import masked_attention
-from segearth_r2_jax.models.layers import LayerNorm, Linear, parameter
+from segearth_r2_jax.models.layers import LayerNorm, Linear, parameter, scan_periods
 from segearth_r2_jax.models.position_encoding import sine_position
 
 _XAVIER = nnx.initializers.xavier_uniform()
@@ -149,24 +149,26 @@ class MaskDecoder(nnx.Module):
         Returns:
             [num_layers + 1, b, q, h, w]
         """
-        keys_values = self.keys_values(multi_scale)
-        x = queries
-        predictions = [self.predict_mask(x, mask_features)]
-        for i, (layer, (keys, values)) in enumerate(zip(self.layers, keys_values, strict=True)):
-            x = layer(x, keys, values, level_mask_logits(predictions[-1], multi_scale[i % _NUM_LEVELS].shape[1:3]))
-            predictions.append(self.predict_mask(x, mask_features))
-        return jnp.stack(predictions)
+        memories = [self.memory(level, feature_map) for level, feature_map in enumerate(multi_scale)]
 
-    def keys_values(self, multi_scale: Sequence[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-        """Keys and values [b, s, n, d] of the level of each layer, from the maps as in `__call__`."""
-        memories, positions = [], []
-        for level, feature_map in enumerate(multi_scale):
-            b, h, w, c = feature_map.shape
-            memories.append(feature_map.reshape(b, h * w, c) + self.level_embed[...][level].astype(feature_map.dtype))
-            positions.append(sine_position(h, w, c, feature_map.dtype).reshape(h * w, c))
-        return [
-            layer.cross_attention.keys_values(memories[i % _NUM_LEVELS], positions[i % _NUM_LEVELS]) for i, layer in enumerate(self.layers)
-        ]
+        def body(
+            carry: tuple[jax.Array, jax.Array], layer: MaskDecoderLayer, level: int, _: None
+        ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+            x, prediction = carry
+            keys, values = layer.cross_attention.keys_values(*memories[level])
+            x = layer(x, keys, values, level_mask_logits(prediction, multi_scale[level].shape[1:3]))
+            prediction = self.predict_mask(x, mask_features)
+            return (x, prediction), prediction
+
+        first = self.predict_mask(queries, mask_features)
+        _, predictions = scan_periods(self.layers, _NUM_LEVELS, body, (queries, first))
+        return jnp.concatenate([first[None], predictions])
+
+    def memory(self, level: int, feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A level [b, h, w, c] as pixels in a row [b, s, c] and their positions [s, c]."""
+        b, h, w, c = feature_map.shape
+        pixels = feature_map.reshape(b, h * w, c) + self.level_embed[...][level].astype(feature_map.dtype)
+        return pixels, sine_position(h, w, c, feature_map.dtype).reshape(h * w, c)
 
     def predict_mask(self, queries: jax.Array, mask_features: jax.Array) -> jax.Array:
         """queries [b, q, hidden_dim], mask_features [b, h, w, mask_dim] -> mask logits [b, q, h, w]"""

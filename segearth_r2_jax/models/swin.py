@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from segearth_r2_jax.models.layers import Conv, LayerNorm, Linear, parameter, split_or_none, wide
+from segearth_r2_jax.models.layers import Conv, LayerNorm, Linear, parameter, scan_periods, split_or_none, wide
 
 _WEIGHT_INIT = nnx.initializers.truncated_normal(0.02)
 
@@ -104,21 +104,20 @@ class Mlp(nnx.Module):
 class SwinBlock(nnx.Module):
     """Window attention (its windows shifted by half a window in every second block) and an MLP, both pre-norm."""
 
-    def __init__(self, config: SwinConfig, stage: int, *, shift: int, drop_path: float, rngs: nnx.Rngs):
+    def __init__(self, config: SwinConfig, stage: int, *, shift: int, rngs: nnx.Rngs):
         channels = config.channels[stage]
         self.window = config.window
         self.shift = shift
-        self.drop_path = drop_path
         self.norm1 = LayerNorm(channels, rngs=rngs)
         self.attn = WindowAttention(channels, config.num_heads[stage], config.window, rngs=rngs)
         self.norm2 = LayerNorm(channels, rngs=rngs)
         self.mlp = Mlp(channels, config.mlp_ratio * channels, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
-        """x [b, h, w, c] -> [b, h, w, c]"""
+    def __call__(self, x: jax.Array, drop_path: jax.Array | float = 0.0, rng: jax.Array | None = None) -> jax.Array:
+        """x [b, h, w, c] -> [b, h, w, c]; each branch is dropped with probability `drop_path` if `rng` is given."""
         rng_attention, rng_mlp = split_or_none(rng, 2)
-        x = x + stochastic_depth(self._attend(self.norm1(x)), self.drop_path, rng_attention)
-        return x + stochastic_depth(self.mlp(self.norm2(x)), self.drop_path, rng_mlp)
+        x = x + stochastic_depth(self._attend(self.norm1(x)), drop_path, rng_attention)
+        return x + stochastic_depth(self.mlp(self.norm2(x)), drop_path, rng_mlp)
 
     def _attend(self, x: jax.Array) -> jax.Array:
         b, h, w, c = x.shape
@@ -170,15 +169,18 @@ class Stage(nnx.Module):
     """The blocks of one resolution and, but for the last stage, the step to the next."""
 
     def __init__(self, config: SwinConfig, stage: int, *, rngs: nnx.Rngs):
-        rates = np.linspace(0.0, config.drop_path, sum(config.depths))[sum(config.depths[:stage]) :]
-        self.blocks = nnx.List(
-            [
-                SwinBlock(config, stage, shift=config.window // 2 if i % 2 else 0, drop_path=float(rates[i]), rngs=rngs)
-                for i in range(config.depths[stage])
-            ]
-        )
+        shifts = (0, config.window // 2)
+        self.blocks = nnx.List([SwinBlock(config, stage, shift=shifts[i % 2], rngs=rngs) for i in range(config.depths[stage])])
         if stage + 1 < len(config.depths):
             self.downsample = PatchMerging(config.channels[stage], rngs=rngs)
+
+    def __call__(self, x: jax.Array, drop_paths: jax.Array, rngs: jax.Array | None) -> jax.Array:
+        """x [b, h, w, c] through the blocks; drop_paths [blocks], rngs [blocks] or None."""
+
+        def body(x: jax.Array, block: nnx.Module, _: int, drop: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, None]:
+            return block(x, *drop), None
+
+        return scan_periods(self.blocks, 2, body, x, (drop_paths, rngs))[0]
 
 
 class Swin(nnx.Module):
@@ -202,19 +204,23 @@ class Swin(nnx.Module):
         """
         x = self.patch_embed(pixels)
         outputs = []
-        keys = iter(split_or_none(rng, sum(self.config.depths)))
+        blocks = sum(self.config.depths)
+        drop_paths = jnp.linspace(0.0, self.config.drop_path, blocks)
+        rngs = None if rng is None else jax.random.split(rng, blocks)
+        first = 0
         for i, (stage, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
-            for block in stage.blocks:
-                x = block(x, rng=next(keys))
+            own = slice(first, first + self.config.depths[i])
+            first = own.stop
+            x = stage(x, drop_paths[own], None if rngs is None else rngs[own])
             outputs.append(norm(x))
             if i + 1 < len(self.stages):
                 x = stage.downsample(x)
         return tuple(outputs)
 
 
-def stochastic_depth(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
+def stochastic_depth(x: jax.Array, rate: jax.Array | float, rng: jax.Array | None) -> jax.Array:
     """Drops a residual branch [b, ...] for whole samples with probability `rate` and scales the rest; the identity without `rng`."""
-    if rng is None or rate == 0.0:
+    if rng is None:
         return x
     keep = jax.random.bernoulli(rng, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)

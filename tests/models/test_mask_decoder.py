@@ -56,7 +56,7 @@ def test_queries_do_not_see_each_other(decoder: MaskDecoder, inputs):
 
 def test_a_layer_looks_only_inside_the_predicted_mask(decoder: MaskDecoder, inputs):
     multi_scale, _, queries = inputs
-    keys, values = decoder.keys_values(multi_scale)[0]
+    keys, values = decoder.layers[0].cross_attention.keys_values(*decoder.memory(0, multi_scale[0]))
     layer = jax.jit(decoder.layers[0].__call__)
     inside = jnp.array([1.0, 1, -1, -1, 1, -1]) * jnp.ones((B, Q, 1))
     before = layer(queries, keys, values, inside)

@@ -135,7 +135,8 @@ _decode = jax.jit(lambda decoder, *inputs: decoder(*inputs))
 def _decode_layer_by_layer(decoder: MaskDecoder, multi_scale: tuple[jax.Array, ...], mask_features: jax.Array, x: jax.Array):
     """With all queries on one image: the query after every layer, and the mask logits of every prediction at the level that it masks."""
     queries, level_logits = [], []
-    for i, (layer, (keys, values)) in enumerate(zip(decoder.layers, decoder.keys_values(multi_scale), strict=True)):
+    for i, layer in enumerate(decoder.layers):
+        keys, values = layer.cross_attention.keys_values(*decoder.memory(i % 3, multi_scale[i % 3]))
         level_logits.append(level_mask_logits(decoder.predict_mask(x, mask_features), multi_scale[i % 3].shape[1:3]))
         x = layer(x, keys, values, level_logits[-1])
         queries.append(x)

@@ -26,8 +26,8 @@ TOLERANCE = 2e-5
 
 # Image sizes that leave padding in some windows and, in the second, in the patches and the merged rows too.
 SWIN_SIZES = {
-    "even": (SwinConfig(embed_dim=16, depths=(2, 1, 2, 1), num_heads=(1, 2, 4, 8), window=4), (160, 128)),
-    "odd": (SwinConfig(embed_dim=12, depths=(1, 2, 2, 2), num_heads=(2, 3, 4, 6), window=5), (203, 170)),
+    "even": (SwinConfig(embed_dim=16, depths=(2, 1, 4, 1), num_heads=(1, 2, 4, 8), window=4), (160, 128)),
+    "odd": (SwinConfig(embed_dim=12, depths=(1, 2, 5, 2), num_heads=(2, 3, 4, 6), window=5), (203, 170)),
 }
 # Sizes of res2; the coarser maps halve it, rounded up.
 PIXEL_DECODER_SIZES = {
@@ -35,8 +35,8 @@ PIXEL_DECODER_SIZES = {
     "odd": (PixelDecoderConfig(in_channels=(6, 10, 14, 22), conv_dim=96, mask_dim=96, num_layers=3, num_heads=3, ffn_dim=64), (37, 26)),
 }
 MASK_DECODER_SIZES = {
-    "even": (MaskDecoderConfig(hidden_dim=64, num_heads=4, num_layers=4, ffn_dim=128, mask_dim=64), (32, 32)),
-    "odd": (MaskDecoderConfig(hidden_dim=48, num_heads=6, num_layers=5, ffn_dim=100, mask_dim=48), (27, 38)),
+    "even": (MaskDecoderConfig(hidden_dim=64, num_heads=4, num_layers=6, ffn_dim=128, mask_dim=64), (32, 32)),
+    "odd": (MaskDecoderConfig(hidden_dim=48, num_heads=6, num_layers=7, ffn_dim=100, mask_dim=48), (27, 38)),
 }
 NUM_QUERIES = 3
 

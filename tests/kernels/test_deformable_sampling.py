@@ -95,10 +95,10 @@ def test_gradients_are_those_of_finite_differences(d: int, points: int):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
 def test_every_form_gives_what_the_reference_gives(form, dtype: str, tolerance: float):
     """Values and all gradients; queries that do not fill the last part, locations outside the maps and exactly on pixels."""
-    values, locations, weights = _inputs(q=150, n=4, d=8)
+    values, locations, weights = _inputs(q=270, n=4, d=8)
     locations = locations.at[:, :20].set(jnp.round(locations[:, :20] * 10) / 10)
     arguments = values.astype(dtype), SHAPES, locations, weights
-    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=(2, 150, 32)), dtype)
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=(2, 270, 32)), dtype)
     expected = reference.sample(*arguments), *reference.gradients(*arguments, cotangent)
     for ours, theirs in zip((form.sample(*arguments), *form.gradients(*arguments, cotangent)), expected, strict=True):
         assert ours.dtype == theirs.dtype

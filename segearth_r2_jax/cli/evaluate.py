@@ -1,6 +1,7 @@
 """`segearth-r2 evaluate --checkpoint DIR --data DIR --benchmark lasers --output DIR`
 
 Writes OUTPUT/report.json and prints its figures as a table. Answers are greedy: the same checkpoint and data give the same report.
+Started as several processes (`launch/runtime.py`) they share the questions; the first speaks and writes.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from segearth_r2_jax.cli.quiet import silence_libraries
 from segearth_r2_jax.errors import PREEMPTED, Preempted, UserError
 
 PROGRAM = "segearth-r2"
-VERBS = ("predict", "train", "evaluate", "convert")
+VERBS = ("predict", "train", "evaluate", "convert", "compile")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -82,15 +82,22 @@ class EncodedImage:
     features: PixelDecoderOutput
 
 
-class _Compiled(NamedTuple):
+class InferenceFunctions(NamedTuple):
+    """The three functions that answering consists of, jitted; what they take and return is `inference_functions`'s."""
+
     encode: Callable[..., tuple[jax.Array, PixelDecoderOutput]]
     answer: Callable[..., Generation]
     masks: Callable[..., jax.Array]
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(config: SegEarthR2Config, dtype: str, eos_id: int, seg_id: int) -> _Compiled:
-    """The compiled functions of a network, shared by all Segmenters of its configuration; each compiles at its first call."""
+def inference_functions(config: SegEarthR2Config, dtype: str, eos_id: int, seg_id: int) -> InferenceFunctions:
+    """The functions of a network, shared by all Segmenters of its configuration; each compiles at its first call.
+
+    encode: (params, image uint8 [1, s, s, 3], image_siglip uint8 [1, v, v, 3]) -> image tokens and features of one image. answer: (params,
+    image tokens of every row, `prompt_arrays`, max_new_tokens) -> Generation. masks: (params, features of every row, states [b, k, d]) ->
+    mask logits [b, k, m, m].
+    """
     abstract = _abstract(config)
 
     def encode(params: Params, image: jax.Array, image_siglip: jax.Array) -> tuple[jax.Array, PixelDecoderOutput]:
@@ -105,7 +112,7 @@ def _compiled(config: SegEarthR2Config, dtype: str, eos_id: int, seg_id: int) ->
     def masks(params: Params, features: list[PixelDecoderOutput], seg_states: jax.Array) -> jax.Array:
         return final_masks(bind(abstract, params), jax.tree.map(lambda *maps: jnp.concatenate(maps), *features), seg_states)
 
-    return _Compiled(jax.jit(encode), jax.jit(answer, static_argnames="max_new_tokens"), jax.jit(masks))
+    return InferenceFunctions(jax.jit(encode), jax.jit(answer, static_argnames="max_new_tokens"), jax.jit(masks))
 
 
 def _abstract(config: SegEarthR2Config) -> SegEarthR2:
@@ -145,7 +152,7 @@ class Segmenter:
                 f"embeddings and {config.phi.vocab_size} outputs: the tokenizer belongs to another checkpoint"
             )
         self._params = jax.device_put(jax.tree.map(lambda a: a.astype(dtype), params))
-        self._compiled = _compiled(config, dtype, tokenizer.eos_token_id, self.seg_id)
+        self._compiled = inference_functions(config, dtype, tokenizer.eos_token_id, self.seg_id)
 
     @classmethod
     def load(cls, checkpoint: str | os.PathLike[str], *, dtype: str | None = None, template: str | None = None) -> Segmenter:
@@ -196,7 +203,7 @@ class Segmenter:
         size = 1 << (len(rows) - 1).bit_length()
         filled = encoded + encoded[-1:] * (size - len(rows))
         generation = jax.device_get(
-            self._compiled.answer(self._params, [e.image_tokens for e in filled], _prompt_arrays(rows, size), max_new_tokens=max_new_tokens)
+            self._compiled.answer(self._params, [e.image_tokens for e in filled], prompt_arrays(rows, size), max_new_tokens=max_new_tokens)
         )
         logits = self._frame_logits([e.features for e in filled], generation)
         return [self._segmentation(encoded[i], generation, i, logits[i]) for i in range(len(rows))]
@@ -314,7 +321,7 @@ def phrases(texts: Sequence[str]) -> list[str]:
     return found
 
 
-def _prompt_arrays(rows: Sequence[TokenRow], size: int) -> dict[str, np.ndarray]:
+def prompt_arrays(rows: Sequence[TokenRow], size: int) -> dict[str, np.ndarray]:
     """The prompts as arrays [size, t] of their common bucket; rows beyond theirs have length 0 and generate nothing."""
     buckets = range(BUCKET_STEP, MAX_POSITIONS + BUCKET_STEP, BUCKET_STEP)
     bucket = max(smallest_bucket(row.length, buckets, "instruction") for row in rows)

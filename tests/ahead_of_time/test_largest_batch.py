@@ -1,0 +1,50 @@
+"""The search for the largest batch, against a compiler that needs a known amount of memory."""
+
+import pytest
+
+from segearth_r2_jax.ahead_of_time.largest_batch import largest_batch
+from segearth_r2_jax.ahead_of_time.report import Memory, Report
+
+
+def _search(needs, usable: int, **options) -> tuple[int, int | None, list[int]]:
+    """(largest that fits, smallest that does not, sizes in the order in which they were compiled)."""
+
+    def compile_batch(size: int) -> Report:
+        memory = Memory(0, 0, 0, 0, 0, needs(size), usable)
+        return Report("train", {"images per device": size}, {}, memory, None, 0.0, 0.0)
+
+    tried = largest_batch(compile_batch, **options)
+    fitting = [size for size, report in tried.items() if report.memory.fits]
+    failing = [size for size, report in tried.items() if not report.memory.fits]
+    return max(fitting, default=0), min(failing, default=None), list(tried)
+
+
+@pytest.mark.parametrize("largest", [1, 2, 3, 7, 8, 13, 31])
+def test_memory_that_grows_evenly_is_searched_in_few_compilations(largest):
+    found, next_size, tried = _search(lambda size: 500 + 100 * size, 500 + 100 * largest + 50)
+    assert (found, next_size) == (largest, largest + 1)
+    assert len(tried) <= 5
+
+
+@pytest.mark.parametrize("largest", [2, 5, 11])
+def test_memory_that_grows_unevenly_is_searched_too(largest):
+    found, next_size, tried = _search(lambda size: size**2 + 30 * (size % 2), largest**2 + 31)
+    assert found < next_size
+    assert len(tried) <= 6
+    assert found >= largest - 1
+
+
+def test_where_one_does_not_fit_nothing_else_is_tried():
+    assert _search(lambda size: 100 * size, 50) == (0, 1, [1])
+
+
+def test_sizes_are_multiples_of_the_unit():
+    found, next_size, tried = _search(lambda size: 100 * size, 1399, unit=4)
+    assert (found, next_size) == (12, 16)
+    assert all(size % 4 == 0 for size in tried)
+
+
+def test_the_number_of_compilations_is_limited():
+    found, next_size, tried = _search(lambda size: 100, 1000, compilations=4)
+    assert len(tried) == 4
+    assert (found, next_size) == (max(tried), None)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.loader import Loader, LoaderConfig, open_shards
+from segearth_r2_jax.sharding.mesh import data_shard
 from segearth_r2_jax.sharding.rules import batch_sharding
 from segearth_r2_jax.training.run_config import RunConfig
 
@@ -38,9 +39,10 @@ def loader_config(config: RunConfig) -> LoaderConfig:
     )
 
 
-def open_loader(shards: str, tokenizer: PreTrainedTokenizerFast, config: LoaderConfig) -> Loader:
-    """The loader of this process's rows."""
-    return Loader(open_shards(shards), tokenizer, config, process_index=jax.process_index(), process_count=jax.process_count())
+def open_loader(shards: str, tokenizer: PreTrainedTokenizerFast, config: LoaderConfig, mesh: Mesh, *, split: str = "train") -> Loader:
+    """The loader of the rows that this process gives to each batch on `mesh`."""
+    index, count = data_shard(mesh)
+    return Loader(open_shards(shards, split), tokenizer, config, process_index=index, process_count=count)
 
 
 def to_devices(rows: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

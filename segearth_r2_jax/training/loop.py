@@ -54,7 +54,7 @@ def train(config: RunConfig, workdir: epath.PathLike, *, overrides: Sequence[str
     leads = jax.process_index() == 0
     kept = {"keep": config.keep_checkpoints, "keep_best": config.keep_best, "best_metric": config.best_metric}
     with contextlib.ExitStack() as stack:
-        loader = stack.enter_context(open_loader(config.data.shards, tokenizer, loader_config(config)))
+        loader = stack.enter_context(open_loader(config.data.shards, tokenizer, loader_config(config), mesh))
         validation = None
         if config.validation.every:
             validation = stack.enter_context(contextlib.closing(Validation(config, tokenizer, mesh)))

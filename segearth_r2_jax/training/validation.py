@@ -54,7 +54,7 @@ class Validation:
         self._batch_size = config.validation.batch_size or config.data.batch_size
         # Threads only: worker processes would be started for each validation. The seed of the run does not choose the records.
         own = dataclasses.replace(loader_config(config), batch_size=self._batch_size, num_epochs=1, seed=0, workers=0)
-        self._loader = open_loader(config.validation.shards, tokenizer, own)
+        self._loader = open_loader(config.validation.shards or config.data.shards, tokenizer, own, mesh, split=config.validation.split)
         self._beginning = self._loader.get_state()
         self._by_row = rules.batch_sharding(mesh)
 

@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.layers import LOGICAL_AXES
+from segearth_r2_jax.models.placement import ACTIVATION_AXES, constrain, gathered, placed
 from segearth_r2_jax.sharding.mesh import MeshShape, make_mesh
-from segearth_r2_jax.sharding.rules import RULES, partition_spec, shardings
+from segearth_r2_jax.sharding.rules import ACTIVATION_RULES, PARAMETER_RULES, parameter_spec, partition_spec, placement, shardings
 
 
 @pytest.fixture
@@ -15,7 +15,8 @@ def mesh():
 
 
 def test_every_logical_axis_has_a_rule():
-    assert set(LOGICAL_AXES) < set(RULES)
+    assert set(LOGICAL_AXES) == set(PARAMETER_RULES)
+    assert set(ACTIVATION_AXES) == set(ACTIVATION_RULES)
 
 
 def test_a_dense_kernel_is_split_both_ways(mesh):
@@ -41,8 +42,25 @@ def test_shardings_follow_the_structure():
     assert result["a"]["kernel"].spec == PartitionSpec(("fsdp",), ("tensor",))
 
 
-def test_a_mesh_that_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="does not fit"):
-        make_mesh(MeshShape(data=3, fsdp=5, tensor=7))
-    with pytest.raises(UserError, match="does not fit"):
-        make_mesh(MeshShape(data=-1, fsdp=-1))
+def test_a_vector_is_not_split_by_fsdp(mesh):
+    assert parameter_spec((64,), ("embed",), mesh) == PartitionSpec(None)
+    assert parameter_spec((3, 64), ("layers", "mlp"), mesh) == PartitionSpec(None, ("tensor",))
+
+
+def test_activations_are_split_by_the_batch_and_kernels_are_whole_for_their_use_only():
+    mesh = make_mesh(MeshShape(data=1, fsdp=-1, tensor=1))
+
+    def layer(kernel, x):
+        with placed(placement(mesh)):
+            return constrain(x @ gathered(kernel, ("embed", "mlp")), "batch", None)
+
+    text = str(jax.make_jaxpr(jax.grad(lambda kernel, x: layer(kernel, x).sum()))(jnp.zeros((8, 4)), jnp.zeros((2, 8))))
+    assert text.count("sharding_constraint") == 4  # The kernel and the output, and the gradient of each.
+    assert "spec=P('fsdp', 'tensor')" in text  # The kernel's gradient, in parts.
+    assert "spec=P(('data', 'fsdp'), None)" in text
+
+
+def test_without_a_mesh_nothing_is_placed():
+    x = jnp.zeros((2, 3))
+    assert constrain(x, "batch", None) is x
+    assert gathered(x, ("embed", "mlp")) is x

@@ -22,7 +22,7 @@ def _described(tree):
 def test_the_abstract_batch_is_what_the_loader_puts_on_the_devices(shards):
     config = micro_run(shards)
     mesh = make_mesh(config.mesh)
-    with open_loader(config.data.shards, load_tokenizer(config.tokenizer), loader_config(config)) as loader:
+    with open_loader(config.data.shards, load_tokenizer(config.tokenizer), loader_config(config), mesh) as loader:
         real = to_devices(next(loader), batch_sharding(mesh))
     (tokens,) = config.data.token_buckets
     abstract = abstract_batch(loader_config(config), mesh, rows=config.data.batch_size, tokens=tokens)

@@ -25,7 +25,7 @@ _SECONDS_BETWEEN_LINES = 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="folder made by `train` or `convert`")
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder made by `train` or `convert`, or gs://...")
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="data set in the layout of the benchmark")
     parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="report.json goes there")

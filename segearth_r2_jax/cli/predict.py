@@ -36,7 +36,7 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gi
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them (PNG, JPEG, TIFF, ...)")
     parser.add_argument("--instruction", required=True, metavar="TEXT", help="what to find, in your own words")
-    parser.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="folder made by `train` or `convert`")
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder made by `train` or `convert`, or gs://...")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="results go to DIR/IMAGE_NAME/")
     add_model_arguments(parser)
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from cloud_bucket import bucket_in_memory
 from PIL import Image
 
 from segearth_r2_jax.cli.evaluate import RULES
@@ -84,6 +85,12 @@ def test_a_folder_of_another_layout(evaluate, data, capsys):
         evaluate()
     assert end.value.code == 2
     assert "LaSeRS layout" in capsys.readouterr().err
+
+
+def test_a_checkpoint_may_be_in_cloud_storage(evaluate, capsys):
+    with bucket_in_memory(), pytest.raises(SystemExit):
+        evaluate("--checkpoint", "gs://bucket/run")
+    assert "gs://bucket/run/config.json" in capsys.readouterr().err
 
 
 def test_the_command_offers_the_rules_that_there_are():

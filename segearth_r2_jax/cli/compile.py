@@ -154,6 +154,7 @@ def _positive(text: str) -> int:
 def _write(args: argparse.Namespace, session: _Session, reports: list[Report]) -> None:
     import importlib.metadata
     import os
+    import platform
 
     from segearth_r2_jax.checkpoints.json_files import write_json
 
@@ -167,7 +168,8 @@ def _write(args: argparse.Namespace, session: _Session, reports: list[Report]) -
             "device_kind": session.devices[0].device_kind,
             "chip": None if session.chip is None else dataclasses.asdict(session.chip),
             "usable_memory": session.usable,
-            "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "flax")},
+            "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "flax")}
+            | {"python": platform.python_version()},
             "processors": os.cpu_count(),
             "programs": [report.to_dict() for report in reports],
         },

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from segearth_r2_jax.kernels.point_sampling import sample_points
+from segearth_r2_jax.kernels.point_sampling import sample_points, smallest_points
 from segearth_r2_jax.models.layers import wide
 
 
@@ -67,8 +67,7 @@ def select_points(logits: jax.Array, draws: PointDraws, sampling: PointSampling)
         [p, n, k, 2], (x, y) in [0, 1].
     """
     sampled = sample_points(jax.lax.stop_gradient(logits), draws.candidates)
-    _, chosen = jax.lax.top_k(-jnp.abs(sampled), sampling.num_uncertain)
-    uncertain = jnp.take_along_axis(draws.candidates, chosen[..., None], axis=2)
+    uncertain = smallest_points(draws.candidates, jnp.abs(sampled), sampling.num_uncertain)
     return jnp.concatenate([uncertain, draws.uniform.astype(uncertain.dtype)], axis=2)
 
 

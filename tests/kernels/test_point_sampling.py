@@ -9,7 +9,7 @@ import pytest
 
 import segearth_r2_jax.kernels.point_sampling.reference as reference
 import segearth_r2_jax.kernels.point_sampling.tpu as tpu
-from segearth_r2_jax.kernels.point_sampling import sample_points
+from segearth_r2_jax.kernels.point_sampling import choice, sample_points, smallest_points
 
 PIXELS = jnp.array([[[1.0, 2.0], [4.0, 8.0]]])
 
@@ -92,3 +92,16 @@ def test_every_form_gives_what_the_reference_gives(form, dtype: str, tolerance: 
         assert maps.dtype == expected_maps.dtype == dtype
         scale = np.abs(np.asarray(expected_maps, np.float32)).max()
         np.testing.assert_allclose(np.asarray(maps, np.float32), np.asarray(expected_maps, np.float32), atol=tolerance * scale)
+
+
+def test_the_points_with_the_smallest_scores_in_order():
+    points = jnp.array([[[0.1, 0.2], [0.3, 0.4], [0.5, 0.6], [0.7, 0.8]]])
+    scores = jnp.array([[3.0, 1.0, 0.0, 1.0]])
+    np.testing.assert_array_equal(smallest_points(points, scores, 2), points[:, [2, 1]])
+
+
+def test_both_forms_of_the_choice_give_the_same_points_where_scores_tie():
+    rng = np.random.default_rng(0)
+    points = jnp.asarray(rng.random((2, 3, 200, 2)), jnp.float32)
+    scores = jnp.asarray(rng.integers(0, 20, (2, 3, 200)), jnp.float32)
+    np.testing.assert_array_equal(choice.by_sorting_points(points, scores, 70), choice.by_index(points, scores, 70))

@@ -24,7 +24,9 @@ HELP = "compile for a TPU topology without having it: does it fit, how much does
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/, with get_config()")
     parser.add_argument("--topology", required=True, metavar="NAME", help="e.g. v5e:16x16, v6e:16x16, v5p:4x4x4 (chips in each direction)")
-    parser.add_argument("--mesh", metavar="AXES", help="e.g. data=16,fsdp=16,tensor=1 (default: the configuration's, or fsdp up to 16, the rest data)")
+    parser.add_argument(
+        "--mesh", metavar="AXES", help="e.g. data=16,fsdp=16,tensor=1 (default: the configuration's, or fsdp up to 16, the rest data)"
+    )
     parser.add_argument("--program", choices=("train", "predict", "both"), default="train", help="what to compile (default: train)")
     batch = parser.add_mutually_exclusive_group()
     batch.add_argument("--batch-per-device", type=_positive, metavar="N", help="images per device (default: from config.data.batch_size)")

@@ -9,6 +9,9 @@ Finds out where it is, in this order, joins the processes of the run, and hands 
 
 SEGEARTH_R2_RUNTIME names one of them where the guess is wrong. JAX_COMPILATION_CACHE_DIR (default: ~/.cache/segearth-r2-jax) keeps
 compiled programs from one start to the next. An environment that contradicts itself costs one line and exit status 2.
+
+A process that fails ends at once, and so do those that notice it. Where they do not (a host that is cut off from the network), all end
+SEGEARTH_R2_HEARTBEAT_SECONDS (default: 60) after it was last heard of.
 """
 
 from __future__ import annotations
@@ -17,12 +20,17 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 RUNTIMES = ("explicit", "slurm", "tpu", "local")
+# The exit status of a run that has saved its state (segearth_r2_jax.errors.PREEMPTED).
+PREEMPTED = 75
+# What collectives and JAX's coordination service say of a process that is gone.
+LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Gloo .* failed|heartbeat|Connection refused|Socket closed|UNAVAILABLE")
 # Device files of TPU VMs: older generations, and those that are passed through VFIO.
 TPU_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 
@@ -76,11 +84,36 @@ def initialize(runtime: str, environment: Mapping[str, str]) -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     # A SIGTERM to any process becomes known to all of them, so that they save the same step.
     jax.config.update("jax_enable_preemption_service", True)
+    heartbeat = int(environment.get("SEGEARTH_R2_HEARTBEAT_SECONDS", "60"))
     if runtime == "explicit":
         address, count, number = (environment[name] for name in EXPLICIT)
-        jax.distributed.initialize(address, int(count), int(number))
+        jax.distributed.initialize(address, int(count), int(number), heartbeat_timeout_seconds=heartbeat)
     else:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
+
+
+def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
+    """The command as one of several processes. If it fails this process ends at once.
+
+    JAX's own way out waits until all processes want to leave, up to five minutes; those of a run that has failed wait for this one.
+    """
+    try:
+        command(arguments)
+        return
+    except SystemExit as end:
+        if end.code in (None, 0, PREEMPTED):
+            raise
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException as error:
+        status = 1
+        if LOST_PEER.search(str(error)):
+            told = str(error).splitlines()[0]
+            print(f"runtime.py: error: another process of this run has ended ({told}); the same command continues", file=sys.stderr)
+        else:
+            traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def main() -> None:
@@ -95,7 +128,10 @@ def main() -> None:
     initialize(runtime, os.environ)
     from segearth_r2_jax.cli.main import main as segearth
 
-    segearth(sys.argv[1:])
+    if runtime == "local":
+        segearth(sys.argv[1:])
+    else:
+        run(segearth, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -146,3 +146,27 @@ def test_a_verb_is_needed():
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert result.returncode == 2
     assert "a verb" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "line"),
+    [
+        ("SystemExit(2)", 2, ""),
+        ("SystemExit(75)", 75, "left"),
+        ("RuntimeError('Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:1')", 1, "another process of this run has ended"),
+        ("ZeroDivisionError('division')", 1, "ZeroDivisionError: division"),
+    ],
+)
+def test_a_process_that_fails_ends_at_once_and_one_that_was_preempted_takes_the_way_out(failure, status, line):
+    """The way out is where JAX waits for the other processes."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(LAUNCH)!r}); import atexit, runtime\n"
+        f"atexit.register(lambda: print('left', file=sys.stderr))\n"
+        f"def command(arguments): raise {failure}\n"
+        "runtime.run(command, [])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert line in done.stderr
+    assert ("left" in done.stderr) == (status == 75)
+    assert ("Traceback" in done.stderr) == ("ZeroDivision" in failure)

@@ -197,12 +197,36 @@ def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs)
     return nnx.vmap(make, in_axes=0, out_axes=0, axis_size=n)(rngs.split(n))
 
 
+REMAT = ("none", "dots", "full")
+
+
+def check_remat(remat: str) -> None:
+    """Raises ValueError if `remat` is none of REMAT."""
+    if remat not in REMAT:
+        raise ValueError(f"remat is one of {', '.join(REMAT)}, got {remat!r}")
+
+
+def rematerialized(layer: Callable[..., Any], remat: str, *, in_scan: bool = True) -> Callable[..., Any]:
+    """`layer`, a function of arrays, whose inner values the backward pass computes again instead of finding them in memory.
+
+    Args:
+        remat: "none" keeps every value, "dots" those of dense layers (not of attention), "full" only what goes into the layer.
+        in_scan: a scan already keeps XLA from merging the recomputation with the forward pass.
+    """
+    if remat == "none":
+        return layer
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(layer, prevent_cse=not in_scan, policy=policy)
+
+
 def scan_periods(
     layers: Sequence[nnx.Module],
     period: int,
     body: Callable[[Any, nnx.Module, int, Any], tuple[Any, Any]],
     carry: Any,
     inputs: Any = None,
+    *,
+    remat: str = "none",
 ) -> tuple[Any, Any]:
     """`for i, layer in enumerate(layers): carry, y = body(carry, layer, i % period, input i)`, of which only one period is compiled.
 
@@ -211,6 +235,7 @@ def scan_periods(
 
     Args:
         inputs: a tree of arrays with a leading dimension of len(layers), or None.
+        remat: see `rematerialized`; of a whole period where it is scanned.
 
     Returns:
         The last carry, and the ys stacked along a new leading dimension.
@@ -229,9 +254,10 @@ def scan_periods(
                 ys.append(y)
             return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
 
-        carry, ys = jax.lax.scan(periods, carry, (states, by_period))
+        carry, ys = jax.lax.scan(rematerialized(periods, remat), carry, (states, by_period))
         outputs.append(jax.tree.map(lambda a: a.reshape(scanned, *a.shape[2:]), ys))
     for i in range(scanned, len(layers)):
-        carry, y = body(carry, layers[i], i % period, jax.tree.map(lambda a, i=i: a[i], inputs))
+        one = rematerialized(lambda carry, given, i=i: body(carry, layers[i], i % period, given), remat, in_scan=False)
+        carry, y = one(carry, jax.tree.map(lambda a, i=i: a[i], inputs))
         outputs.append(jax.tree.map(lambda a: a[None], y))
     return carry, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)

@@ -23,7 +23,18 @@ from flax import nnx
 
 from segearth_r2_jax.kernels.attention import attention
 from segearth_r2_jax.kernels.attention_rows import attention_rows
-from segearth_r2_jax.models.layers import Embedding, LayerNorm, Linear, LoraConfig, dropout, split_or_none, stack_layers, wide
+from segearth_r2_jax.models.layers import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    LoraConfig,
+    check_remat,
+    dropout,
+    rematerialized,
+    split_or_none,
+    stack_layers,
+    wide,
+)
 from segearth_r2_jax.models.placement import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -35,8 +46,8 @@ class PhiConfig:
     """Sizes of the model.
 
     `vocab_size` counts the rows of the LM head and `embed_rows` those of the input table: in the reference a tokenizer with added
-    tokens resizes only the latter. `lora` adapts q_proj and v_proj. `remat` is what the backward pass recomputes: "full" keeps only
-    the input of each layer, "none" keeps everything.
+    tokens resizes only the latter. `lora` adapts q_proj and v_proj. `remat` is what the backward pass recomputes of a layer: "none",
+    "dots" or "full" (see `layers.rematerialized`).
     """
 
     vocab_size: int
@@ -60,8 +71,7 @@ class PhiConfig:
                 f"rotary_fraction {self.rotary_fraction} rotates {self.rotary_dim} of the {self.head_dim} elements of a head; "
                 "that has to be an even number above 0"
             )
-        if self.remat not in ("none", "full"):
-            raise ValueError(f'remat is "none" or "full", got {self.remat!r}')
+        check_remat(self.remat)
 
     @property
     def head_dim(self) -> int:
@@ -270,11 +280,8 @@ class Phi(nnx.Module):
             y, rows = nnx.merge(definition, layer_state)(x, cos_sin, attend, rng=layer_rng)
             return y, (rows, x if output_hidden_states else None)
 
-        if self.config.remat == "full":
-            # A scan already keeps XLA from merging the recomputation with the forward pass.
-            body = jax.checkpoint(body, prevent_cse=False)
         layer_rngs = None if rng is None else jax.random.split(rng, self.config.num_layers)
-        x, (rows, inputs) = jax.lax.scan(body, embeds, (state, layer_rngs))
+        x, (rows, inputs) = jax.lax.scan(rematerialized(body, self.config.remat), embeds, (state, layer_rngs))
         hidden = self.final_layernorm(x)
         return PhiOutput(hidden, rows, jnp.concatenate([inputs, hidden[None]]) if output_hidden_states else None)
 

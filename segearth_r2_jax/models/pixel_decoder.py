@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from segearth_r2_jax.kernels.deformable_sampling import deformable_sampling
-from segearth_r2_jax.models.layers import Conv, GroupNorm, LayerNorm, Linear, parameter, stack_layers, wide
+from segearth_r2_jax.models.layers import Conv, GroupNorm, LayerNorm, Linear, check_remat, parameter, rematerialized, stack_layers, wide
 from segearth_r2_jax.models.position_encoding import sine_position
 
 _XAVIER = nnx.initializers.xavier_uniform()
@@ -28,7 +28,10 @@ _NUM_LEVELS = 3
 
 @dataclasses.dataclass(frozen=True)
 class PixelDecoderConfig:
-    """Sizes of the pixel decoder. `in_channels` are those of res2 to res5; `remat` recomputes a layer in the backward pass."""
+    """Sizes of the pixel decoder.
+
+    `in_channels` are those of res2 to res5; `remat` is what the backward pass recomputes of a layer (see `layers.rematerialized`).
+    """
 
     in_channels: tuple[int, int, int, int]
     conv_dim: int = 256
@@ -37,9 +40,10 @@ class PixelDecoderConfig:
     num_heads: int = 8
     num_points: int = 4
     ffn_dim: int = 1024
-    remat: bool = True
+    remat: str = "full"
 
     def __post_init__(self):
+        check_remat(self.remat)
         if len(self.in_channels) != _NUM_LEVELS + 1:
             raise ValueError(f"in_channels needs one entry for each of res2 to res5, got {self.in_channels}")
         if self.conv_dim % self.num_heads or self.conv_dim % 32:
@@ -62,7 +66,7 @@ class PixelDecoderConfig:
         ffn_dim: int = 128,
     ) -> PixelDecoderConfig:
         """A pixel decoder that trains on a CPU."""
-        return cls(in_channels, conv_dim, mask_dim, num_layers, num_heads, num_points, ffn_dim, remat=False)
+        return cls(in_channels, conv_dim, mask_dim, num_layers, num_heads, num_points, ffn_dim, remat="none")
 
 
 class PixelDecoderOutput(NamedTuple):
@@ -179,7 +183,7 @@ class PixelDecoder(nnx.Module):
         def body(x, layer_state):
             return nnx.merge(definition, layer_state)(x, position, shapes), None
 
-        return jax.lax.scan(jax.checkpoint(body) if self.config.remat else body, tokens, state)[0]
+        return jax.lax.scan(rematerialized(body, self.config.remat), tokens, state)[0]
 
     @staticmethod
     def _split(tokens: jax.Array, shapes: tuple[tuple[int, int], ...]) -> tuple[jax.Array, ...]:

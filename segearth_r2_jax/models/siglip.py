@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 
 from segearth_r2_jax.kernels.attention import attention
-from segearth_r2_jax.models.layers import Conv, LayerNorm, Linear, parameter, stack_layers
+from segearth_r2_jax.models.layers import Conv, LayerNorm, Linear, check_remat, parameter, rematerialized, stack_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,7 @@ class SiglipConfig:
 
     `num_layers` counts the layers of the published tower; `select_layer` indexes its hidden states as in Python: 0 is the embeddings,
     i the output of layer i, -1 the output of the last layer, -2 the one before. `final_norm` normalises the selected state.
+    `remat` is what the backward pass recomputes of a layer, if the tower is trained (see `layers.rematerialized`).
     """
 
     hidden_size: int
@@ -32,8 +33,10 @@ class SiglipConfig:
     select_layer: int = -2
     layer_norm_eps: float = 1e-6
     final_norm: bool = False
+    remat: str = "none"
 
     def __post_init__(self):
+        check_remat(self.remat)
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if not -self.num_layers - 1 <= self.select_layer <= self.num_layers:
@@ -148,7 +151,7 @@ class Siglip(nnx.Module):
             def body(x: jax.Array, state: nnx.State) -> tuple[jax.Array, jax.Array | None]:
                 return nnx.merge(definition, state)(x), x if output_hidden_states else None
 
-            x, inputs = jax.lax.scan(body, x, state)
+            x, inputs = jax.lax.scan(rematerialized(body, self.config.remat), x, state)
         if self.post_layernorm is not None:
             x = self.post_layernorm(x)
         return (x, inputs) if output_hidden_states else x

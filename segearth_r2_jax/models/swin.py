@@ -13,14 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from segearth_r2_jax.models.layers import Conv, LayerNorm, Linear, parameter, scan_periods, split_or_none, wide
+from segearth_r2_jax.models.layers import Conv, LayerNorm, Linear, check_remat, parameter, scan_periods, split_or_none, wide
 
 _WEIGHT_INIT = nnx.initializers.truncated_normal(0.02)
 
 
 @dataclasses.dataclass(frozen=True)
 class SwinConfig:
-    """Sizes of a Swin Transformer; `drop_path` is the stochastic depth rate of the last block (it rises linearly from 0)."""
+    """Sizes of a Swin Transformer.
+
+    `drop_path` is the stochastic depth rate of the last block (it rises linearly from 0); `remat` is what the backward pass recomputes of
+    a block, if the backbone is trained (see `layers.rematerialized`).
+    """
 
     embed_dim: int
     depths: tuple[int, ...]
@@ -29,8 +33,10 @@ class SwinConfig:
     mlp_ratio: int = 4
     drop_path: float = 0.3
     patch_size: int = 4
+    remat: str = "none"
 
     def __post_init__(self):
+        check_remat(self.remat)
         if len(self.depths) != len(self.num_heads):
             raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} must name the same number of stages")
         for channels, heads in zip(self.channels, self.num_heads, strict=True):
@@ -169,6 +175,7 @@ class Stage(nnx.Module):
     """The blocks of one resolution and, but for the last stage, the step to the next."""
 
     def __init__(self, config: SwinConfig, stage: int, *, rngs: nnx.Rngs):
+        self.remat = config.remat
         shifts = (0, config.window // 2)
         self.blocks = nnx.List([SwinBlock(config, stage, shift=shifts[i % 2], rngs=rngs) for i in range(config.depths[stage])])
         if stage + 1 < len(config.depths):
@@ -180,7 +187,7 @@ class Stage(nnx.Module):
         def body(x: jax.Array, block: nnx.Module, _: int, drop: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, None]:
             return block(x, *drop), None
 
-        return scan_periods(self.blocks, 2, body, x, (drop_paths, rngs))[0]
+        return scan_periods(self.blocks, 2, body, x, (drop_paths, rngs), remat=self.remat)[0]
 
 
 class Swin(nnx.Module):

@@ -58,7 +58,7 @@ def config() -> SegEarthR2Config:
         tiny,
         phi=dataclasses.replace(tiny.phi, embed_rows=33, residual_dropout=0.1),
         swin=dataclasses.replace(tiny.swin, drop_path=0.3),
-        pixel_decoder=dataclasses.replace(tiny.pixel_decoder, num_heads=2, num_points=8, remat=True),
+        pixel_decoder=dataclasses.replace(tiny.pixel_decoder, num_heads=2, num_points=8, remat="full"),
     )
 
 

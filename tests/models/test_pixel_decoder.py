@@ -14,7 +14,7 @@ from segearth_r2_jax.models.binding import abstract_module, bind, flatten, init_
 from segearth_r2_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, reference_points
 
 TINY = PixelDecoderConfig(
-    in_channels=(4, 6, 8, 10), conv_dim=32, mask_dim=12, num_layers=2, num_heads=2, num_points=3, ffn_dim=16, remat=False
+    in_channels=(4, 6, 8, 10), conv_dim=32, mask_dim=12, num_layers=2, num_heads=2, num_points=3, ffn_dim=16, remat="none"
 )
 
 
@@ -62,7 +62,7 @@ def test_at_the_start_every_head_looks_in_a_direction_of_its_own():
 
 def test_every_parameter_and_every_map_has_a_gradient(decoder: PixelDecoder):
     """With layers recomputed in the backward pass, as the full-size preset does."""
-    config = dataclasses.replace(TINY, remat=True)
+    config = dataclasses.replace(TINY, remat="full")
     recomputing = bind(abstract_module(lambda rngs: PixelDecoder(config, rngs=rngs)), module_params(decoder))
 
     def loss(decoder: PixelDecoder, features: tuple[jax.Array, ...]) -> jax.Array:

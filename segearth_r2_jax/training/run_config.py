@@ -42,13 +42,14 @@ class DataConfig:
 class ValidationConfig:
     """When and on what a run is judged while it goes on.
 
-    shards: held-out ones, as `DataConfig.shards`. every: steps from one validation to the next (0: none); the last step is validated,
-    too. batches: how many of `batch_size` images (None: as in training), always the same ones; None: all that the records fill.
-    pictures: of how many records one is drawn.
+    every: steps from one validation to the next (0: none); the last step is validated, too. shards: as `DataConfig.shards` (empty: the
+    same folders); split: the one of theirs that is held out. batches: how many of `batch_size` images (None: as in training) are judged,
+    always the same ones; None: all that the records fill. pictures: of how many records one is drawn.
     """
 
-    shards: str = ""
     every: int = 0
+    shards: str = ""
+    split: str = "test"
     batches: int | None = None
     batch_size: int | None = None
     pictures: int = 4

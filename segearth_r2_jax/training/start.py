@@ -58,8 +58,6 @@ def check(config: RunConfig, tokens: int, mesh: Mesh) -> None:
         )
     validation = config.validation
     if validation.every:
-        if not validation.shards:
-            raise UserError("config.validation.every is set, but config.validation.shards is empty: name a folder of held-out shards")
         size = validation.batch_size or config.data.batch_size
         if size % shares:
             raise UserError(f"config.validation.batch_size {size} is not a multiple of {shares}, the devices with rows of their own")

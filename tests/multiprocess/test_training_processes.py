@@ -16,9 +16,10 @@ CONFIG = """
 import sys
 sys.path.insert(0, {tests!r})
 from micro_run import micro_run
+from segearth_r2_jax.training.run_config import ValidationConfig
 
 def get_config():
-    return micro_run({shards!r}).to_config_dict()
+    return micro_run({shards!r}, validation=ValidationConfig(every=6, split="train", batches=2)).to_config_dict()
 """
 
 
@@ -40,8 +41,17 @@ def train(tmp_path_factory: pytest.TempPathFactory, shards: Path):
     return train
 
 
+def entries(workdir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+
+
 def losses(workdir: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (workdir / "log.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries(workdir)]
+
+
+def validations(workdir: Path) -> list[dict[str, float]]:
+    judged = ({name: value for name, value in entry.items() if name.startswith("validation/")} for entry in entries(workdir))
+    return [metrics for metrics in judged if metrics]
 
 
 def test_two_processes_train_as_one_and_one_reads_what_they_saved(train, tmp_path):
@@ -50,5 +60,8 @@ def test_two_processes_train_as_one_and_one_reads_what_they_saved(train, tmp_pat
     assert next(line for line in output.splitlines() if "step 12/12" in line).startswith("[0] ")
     assert "[1] step" not in output
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-5)
+    alone, together = validations(tmp_path / "one"), validations(tmp_path / "two")
+    assert len(alone) == len(together) == 2
+    assert all(a == pytest.approx(b, rel=1e-5) for a, b in zip(alone, together, strict=True))
     # One process goes on from what two have saved, and finds the run finished.
     assert "continuing after step 12" in train(tmp_path / "two", 1)

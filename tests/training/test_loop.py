@@ -138,10 +138,10 @@ def test_killed_runs_continue_with_the_identical_losses(whole_run, start, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def watched_run(start, shards, tmp_path_factory):
+def watched_run(start, tmp_path_factory):
     """The folder, the output and the calls of wandb of a run with everything that watches it, in two parts."""
     workdir, calls = tmp_path_factory.mktemp("watched"), tmp_path_factory.mktemp("wandb") / "calls.jsonl"
-    overrides = [f"--config.validation.shards={shards}", "--config.validation.every=3", "--config.validation.batches=2"]
+    overrides = ["--config.validation.split=train", "--config.validation.every=3", "--config.validation.batches=2"]
     overrides += ["--config.validation.pictures=1", "--config.keep_best=1", "--config.wandb_project=mine", "--profile=2"]
     variables = {"WANDB_CALLS": str(calls), "PYTHONPATH": str(Path(__file__).parent / "fake_wandb")}
     process = start(workdir, *overrides, **variables)

@@ -77,7 +77,7 @@ def judged(shards):
     pictures = SamplePictures(tokenizer, MESH)
 
     def judge(batch_size: int, batches: int | None):
-        config = dataclasses.replace(run, validation=ValidationConfig(str(shards), 1, batches, batch_size, pictures=2))
+        config = dataclasses.replace(run, validation=ValidationConfig(1, "", "train", batches, batch_size, pictures=2))
         validation = Validation(config, tokenizer, MESH)
         step = validation.compile(abstract, placed)
         first, again = validation.run(step, state, pictures), validation.run(step, state, pictures)
@@ -105,12 +105,17 @@ def test_the_same_records_give_the_same_numbers_however_they_are_batched(judged)
     np.testing.assert_array_equal(small.rows["image"], large.rows["image"])
 
 
+def test_shards_without_the_split_are_refused(shards):
+    run = micro_run(shards, validation=ValidationConfig(every=3))
+    with pytest.raises(UserError, match="holds no split 'test'; it has train"):
+        Validation(run, load_tokenizer(run.tokenizer), MESH)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation": ValidationConfig(every=3)}, "validation.shards is empty"),
         ({"keep_best": 2}, "do not meet"),
-        ({"keep_best": 2, "validation": ValidationConfig("held", every=2)}, "every 3 steps and a validation every 2"),
+        ({"keep_best": 2, "validation": ValidationConfig(every=2)}, "every 3 steps and a validation every 2"),
     ],
 )
 def test_a_validation_that_cannot_work_is_said_at_once(changes, message):

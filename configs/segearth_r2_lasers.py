@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from segearth_r2_jax.models.layers import LoraConfig
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
+from segearth_r2_jax.sharding.mesh import MeshShape
 from segearth_r2_jax.training.run_config import DataConfig, RunConfig
 from segearth_r2_jax.training.step import StepConfig
 
@@ -20,8 +21,9 @@ def get_config() -> ConfigDict:
         model=SegEarthR2Config.segearth_r2_3b(lora=LoraConfig(rank=8, alpha=16.0, dropout=0.05)),
         tokenizer="",
         data=DataConfig(shards="", batch_size=8, token_buckets=(896, 1024, 1280), max_masks=4, mask_canvas=1024, workers=8),
+        mesh=MeshShape(data=-1, fsdp=-1),
         num_steps=5000,
-        step=StepConfig(dtype="bfloat16", regularize=True, logits_chunk=128),
+        step=StepConfig(dtype="bfloat16", regularize=True, logits_chunk=256),
         trainable=("lora_", "^phi/lm_head", "^pixel_decoder", "^mask_decoder", "^seg_projector"),
         checkpoint_every=1000,
         picture_every=1000,

@@ -106,6 +106,29 @@ def test_every_form_gives_what_the_reference_gives(form, dtype: str, tolerance: 
         np.testing.assert_allclose(np.asarray(ours, np.float32) / scale, np.asarray(theirs, np.float32) / scale, atol=tolerance)
 
 
+def test_gradients_in_scanned_recomputed_layers_over_mapped_images():
+    """As a network uses it: jit, vmap, lax.scan and jax.checkpoint around it change no number."""
+    values, locations, weights = _inputs()
+
+    def layers(values, locations, weights):
+        def layer(x, _):
+            return x + deformable_sampling(x, SHAPES, locations, weights).mean(1)[:, None, None, :3], None
+
+        return (jax.lax.scan(jax.checkpoint(layer), values, None, length=2)[0] ** 2).sum()
+
+    def plain(values, locations, weights):
+        for _ in range(2):
+            values = values + deformable_sampling(values, SHAPES, locations, weights).mean(1)[:, None, None, :3]
+        return (values**2).sum()
+
+    images = [jnp.stack([x, 0.5 * x]) for x in (values, locations, weights)]
+    expected = [jax.grad(plain, argnums=(0, 1, 2))(*(x[i] for x in images)) for i in range(2)]
+    mapped = jax.jit(jax.vmap(jax.grad(layers, argnums=(0, 1, 2))))(*images)
+    for i, gradients in enumerate(expected):
+        for ours, theirs in zip(mapped, gradients, strict=True):
+            np.testing.assert_allclose(ours[i], theirs, atol=1e-4)
+
+
 def test_values_that_do_not_fit_the_shapes_are_refused():
     values, locations, weights = _inputs()
     with pytest.raises(ValueError, match="25 pixels, but levels"):

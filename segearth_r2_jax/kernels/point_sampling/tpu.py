@@ -60,8 +60,9 @@ def _sample_part(maps: jax.Array, points: jax.Array, sizes: jax.Array) -> jax.Ar
     terms = [rows]
     if maps.dtype == jnp.bfloat16:
         # Two products in bfloat16, of the weights and of what their rounding left, cost a third of one in float32.
-        rounded = rows.astype(jnp.bfloat16)
-        terms = [rounded, (rows - rounded.astype(rows.dtype)).astype(jnp.bfloat16)]
+        # Not rounded by a cast to bfloat16 and back, which XLA may leave out.
+        rounded = jax.lax.reduce_precision(rows, exponent_bits=8, mantissa_bits=7)
+        terms = [rounded.astype(jnp.bfloat16), (rows - rounded).astype(jnp.bfloat16)]
     mixed = sum(jnp.einsum("...kh,...hw->...kw", t, maps, precision="highest", preferred_element_type=columns.dtype) for t in terms)
     return (mixed * columns).sum(-1)
 

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from segearth_r2_jax import dataclass_io
+from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.layers import LoraConfig
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
 from segearth_r2_jax.sharding.mesh import MeshShape
@@ -97,8 +98,11 @@ class RunConfig:
 
     @classmethod
     def from_config_dict(cls, config: ConfigDict) -> RunConfig:
-        """Raises UserError naming a field that is unknown, missing or of another type."""
-        built = dataclass_io.from_dict(cls, config.to_dict(), "config")
+        """Raises UserError naming a field that is unknown, missing, of another type or out of range."""
+        try:
+            built = dataclass_io.from_dict(cls, config.to_dict(), "config")
+        except ValueError as error:
+            raise UserError(f"config: {error}") from error
         phi = built.model.phi
         if phi.lora is None or phi.lora.rank > 0:
             return built

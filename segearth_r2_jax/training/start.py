@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +25,22 @@ from segearth_r2_jax.training.abstract import abstract_run
 from segearth_r2_jax.training.run_config import RunConfig
 from segearth_r2_jax.training.state import TrainState, initial_state, split_params
 
+DTYPES = ("float32", "bfloat16")
+_LEAST = {
+    "num_steps": 0,
+    "checkpoint_every": 1,
+    "print_every": 1,
+    "picture_every": 1,
+    "step.accumulate": 1,
+    "step.logits_chunk": 1,
+    "validation.every": 0,
+    "validation.batches": 1,
+    "validation.batch_size": 1,
+    "validation.pictures": 0,
+    "keep_checkpoints": 1,
+    "keep_best": 0,
+}
+
 
 class Started(NamedTuple):
     """abstract: the network as shapes; shardings: of every leaf of `state`; loader_state: of the step that the run continues after, or
@@ -43,8 +60,16 @@ def check(config: RunConfig, tokens: int, mesh: Mesh) -> None:
         tokens: how many the tokenizer has.
 
     Raises:
-        UserError: the tokenizer does not fit the model, or a batch the mesh; shards are missing; intervals contradict each other.
+        UserError: a number or dtype is out of range; the tokenizer does not fit the model, or a batch the mesh; shards are missing;
+            intervals contradict each other.
     """
+    for name, least in _LEAST.items():
+        value = operator.attrgetter(name)(config)
+        if value is not None and value < least:
+            raise UserError(f"config.{name} is {value}; expected at least {least}")
+    for name in ("step.dtype", "frozen_dtype"):
+        if (value := operator.attrgetter(name)(config)) not in DTYPES:
+            raise UserError(f"config.{name} is {value!r}; expected one of {', '.join(DTYPES)}")
     rows = min(config.model.phi.vocab_size, config.model.phi.embed_rows)
     if tokens > rows:
         raise UserError(f"{config.tokenizer}: {tokens} tokens do not fit the model's {rows} word embeddings")
@@ -61,10 +86,12 @@ def check(config: RunConfig, tokens: int, mesh: Mesh) -> None:
         size = validation.batch_size or config.data.batch_size
         if size % shares:
             raise UserError(f"config.validation.batch_size {size} is not a multiple of {shares}, the devices with rows of their own")
-    if config.keep_best and (not validation.every or config.checkpoint_every % validation.every):
+    if config.keep_best and not validation.every:
+        raise UserError(f"config.keep_best is {config.keep_best}, but config.validation.every is 0: nothing would say which are the best")
+    if config.keep_best and config.checkpoint_every % validation.every:
         raise UserError(
-            f"config.keep_best is {config.keep_best}, but a checkpoint every {config.checkpoint_every} steps and a validation every "
-            f"{validation.every} do not meet: the first has to be a multiple of the second"
+            f"config.keep_best is {config.keep_best}, but not every checkpoint is validated: config.checkpoint_every "
+            f"{config.checkpoint_every} is not a multiple of config.validation.every {validation.every}"
         )
 
 

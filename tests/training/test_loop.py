@@ -228,6 +228,9 @@ def test_a_run_whose_loss_is_lost_ends_and_names_the_records(start, tmp_path):
         ("--config.tokenizer=/nowhere/tokenizer.json", "/nowhere/tokenizer.json"),
         ("--config.trainable=('nothing_like_it',)", "nothing_like_it"),
         ("--config.mesh.tensor=7", "does not fit"),
+        ("--config.model.phi.remat=maybe", "remat"),
+        ("--config.step.dtype=float99", "config.step.dtype is 'float99'; expected one of float32, bfloat16"),
+        ("--config.checkpoint_every=0", "config.checkpoint_every is 0; expected at least 1"),
     ],
 )
 def test_a_wrong_override_is_one_line(config_file, tmp_path, capsys, override, message):

@@ -114,8 +114,8 @@ def test_shards_without_the_split_are_refused(shards):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"keep_best": 2}, "do not meet"),
-        ({"keep_best": 2, "validation": ValidationConfig(every=2)}, "every 3 steps and a validation every 2"),
+        ({"keep_best": 2}, "validation.every is 0"),
+        ({"keep_best": 2, "validation": ValidationConfig(every=2)}, "3 is not a multiple of config.validation.every 2"),
     ],
 )
 def test_a_validation_that_cannot_work_is_said_at_once(changes, message):

@@ -167,6 +167,7 @@ def load_parameters(
         check_tree(shapes, {path: tuple(leaf.shape) for path, leaf in wanted.items()}, str(directory))
     loaded: dict[str, Any] = {}
     for source in dict.fromkeys(source for source, _ in stored.values()):
+        _require_undamaged(source)
         loaded.update(load_tree(source, {path: leaf for path, leaf in wanted.items() if stored[path][0] == source}, dtype))
     return unflatten({path: loaded[path] for path in wanted})
 
@@ -177,24 +178,31 @@ def has_adapters(directory: epath.PathLike) -> bool:
 
 
 def _stored(directory: epath.Path) -> dict[str, tuple[epath.Path, jax.ShapeDtypeStruct]]:
-    """{parameter path: (the tree that it is in, its shape and dtype)}, the files of these trees having been compared with their checksums.
+    """{parameter path: (the tree that it is in, its shape and dtype)}.
 
     Raises:
-        UserError: one is damaged.
+        UserError: a file is damaged that says which they are.
     """
     step = latest_step(directory)
-    stored: dict[str, tuple[epath.Path, jax.ShapeDtypeStruct]] = {}
-    if has_base(directory):
-        base = directory / "base"
-        _require_undamaged(base, "", "`train` with the configuration that made it writes it anew")
-        stored.update({path: (base, leaf) for path, leaf in tree_shapes(base).items()})
+    trees = [directory / "base"] if has_base(directory) else []
     if step is not None:
-        folder = directory / "steps" / str(step)
-        _require_undamaged(folder, "trainable/", "renamed to something else than a number, it is passed over for the step before")
-        stored.update({path: (folder / "trainable", leaf) for path, leaf in tree_shapes(folder / "trainable").items()})
+        trees.append(directory / "steps" / str(step) / "trainable")
+    stored: dict[str, tuple[epath.Path, jax.ShapeDtypeStruct]] = {}
+    for tree in trees:
+        try:
+            shapes = tree_shapes(tree)
+        except Exception:  # Of every type; the seal says it in a line. What it does not explain is no damage.
+            _require_undamaged(tree)
+            raise
+        stored.update({path: (tree, leaf) for path, leaf in shapes.items()})
     return stored
 
 
-def _require_undamaged(folder: epath.Path, part: str, remedy: str) -> None:
+def _require_undamaged(tree: epath.Path) -> None:
+    if tree.name == "base":
+        folder, part, remedy = tree, "", "`train` with the configuration that made it writes it anew"
+    else:
+        folder, part = tree.parent, f"{tree.name}/"
+        remedy = "renamed to something else than a number, it is passed over for the step before"
     if damage := find_damage(folder, part):
         raise UserError(f"{folder} is damaged: {damage}; {remedy}")

@@ -62,8 +62,9 @@ class RunConfig:
 
     tokenizer: a `tokenizer.json` or its folder. trainable: regular expressions found in the paths of the parameters that are trained;
     the rest is kept in `frozen_dtype` without gradient or optimizer state. initial_checkpoint: a checkpoint folder to start from (None:
-    random weights). Intervals are in steps. keep_checkpoints: how many of the last checkpoints are kept; keep_best: and how many of those
-    with the largest `best_metric` besides. wandb_project: also log to this project of Weights & Biases (None: do not).
+    random weights). initial_adapter: a checkpoint folder of which only the low-rank adapters are taken. Intervals are in steps.
+    keep_checkpoints: how many of the last checkpoints are kept; keep_best: and how many of those with the largest `best_metric` besides.
+    wandb_project: also log to this project of Weights & Biases (None: do not).
     """
 
     model: SegEarthR2Config
@@ -76,6 +77,7 @@ class RunConfig:
     trainable: tuple[str, ...] = ("",)
     frozen_dtype: str = "bfloat16"
     initial_checkpoint: str | None = None
+    initial_adapter: str | None = None
     seed: int = 0
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2

@@ -15,7 +15,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from segearth_r2_jax.checkpoints.manager import keep_base, load_base, load_parameters
+from segearth_r2_jax.checkpoints.manager import has_adapters, keep_base, load_base, load_parameters
 from segearth_r2_jax.checkpoints.training_checkpoints import TrainingCheckpoints
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.binding import Params, flatten, init_params, module_params, unflatten
@@ -40,6 +40,9 @@ _LEAST = {
     "keep_checkpoints": 1,
     "keep_best": 0,
 }
+
+# In the paths of low-rank adapters.
+_ADAPTER = "/lora_"
 
 
 class Started(NamedTuple):
@@ -128,17 +131,20 @@ def start(config: RunConfig, workdir: epath.Path, mesh: Mesh, checkpoints: Train
 
 
 def _first_params(config: RunConfig, make: Callable[[nnx.Rngs], SegEarthR2], shapes: Params, placed: Params) -> Params:
-    """All parameters at step 0, in float32. Those of a checkpoint get fresh low-rank adapters: a checkpoint to start from has none."""
-    if config.initial_checkpoint is None:
-        return init_params(make, config.seed, placed)
-    flat_shapes, flat_placed = flatten(shapes), flatten(placed)
-    adapters = {path: sharding for path, sharding in flat_placed.items() if "/lora_" in path}
-    wanted = {
-        path: jax.ShapeDtypeStruct(shape.shape, jnp.float32, sharding=flat_placed[path])
-        for path, shape in flat_shapes.items()
-        if path not in adapters
-    }
-    params = flatten(load_parameters(config.initial_checkpoint, unflatten(wanted), "float32"))
-    if adapters:
-        params |= flatten(init_params(make, config.seed, unflatten(adapters)))
-    return unflatten(params)
+    """All parameters at step 0, in float32. Low-rank adapters come from `initial_adapter`, or from `initial_checkpoint` if it has any;
+    otherwise they are fresh."""
+    flat_placed = flatten(placed)
+    wanted = {path: jax.ShapeDtypeStruct(shape.shape, jnp.float32, sharding=flat_placed[path]) for path, shape in flatten(shapes).items()}
+    has_place = any(_ADAPTER in path for path in wanted)
+    if config.initial_adapter is not None and not has_place:
+        raise UserError("config.initial_adapter: the model has no low-rank adapters (config.model.phi.lora.rank is 0)")
+    loaded: dict[str, jax.Array] = {}
+    if config.initial_checkpoint is not None:
+        own = config.initial_adapter is None and has_adapters(config.initial_checkpoint)
+        select = f"^(?!.*{_ADAPTER})" if has_place and not own else ""
+        loaded |= flatten(load_parameters(config.initial_checkpoint, unflatten(wanted), "float32", select=select))
+    if config.initial_adapter is not None:
+        loaded |= flatten(load_parameters(config.initial_adapter, unflatten(wanted), "float32", select=_ADAPTER))
+    fresh = {path: place for path, place in flat_placed.items() if path not in loaded}
+    made = flatten(init_params(make, config.seed, unflatten(fresh))) if fresh else {}
+    return unflatten({path: loaded[path] if path in loaded else made[path] for path in wanted})

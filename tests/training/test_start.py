@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from micro_run import micro_run
+from micro_run import micro_model, micro_run
 
 from segearth_r2_jax.checkpoints.training_checkpoints import TrainingCheckpoints
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.binding import flatten
+from segearth_r2_jax.models.layers import LoraConfig
 from segearth_r2_jax.sharding.mesh import MeshShape, make_mesh
 from segearth_r2_jax.training.start import Started, check, start
 from segearth_r2_jax.training.step import StepConfig
@@ -69,6 +70,32 @@ def test_lost_frozen_parameters_are_made_again_from_where_they_came(source, tmp_
     again.state.step = first.state.step
     assert same(first, again)
     assert (tmp_path / "base").is_dir()
+
+
+def test_low_rank_adapters_come_from_the_checkpoint_from_another_run_or_are_fresh(source, tmp_path):
+    with_lora = {"model": micro_model(lora=LoraConfig(rank=2)), "trainable": ("lora_",)}
+    tuned = begin(micro_run("", seed=3, **with_lora), tmp_path / "tuned", save=0)
+
+    def begun(name: str, **initial: str) -> dict:
+        state = begin(micro_run("", seed=5, **with_lora, **initial), tmp_path / name).state
+        return flatten(state.trainable) | flatten(state.frozen)
+
+    theirs = flatten(tuned.state.trainable)
+    others = flatten(source[1].state.trainable)
+    assert theirs.keys().isdisjoint(others)
+    fresh = begun("fresh", initial_checkpoint=str(source[0]))
+    adapted = begun("adapted", initial_checkpoint=str(source[0]), initial_adapter=str(tmp_path / "tuned"))
+    continued = begun("continued", initial_checkpoint=str(tmp_path / "tuned"))
+    for path, leaf in others.items():
+        np.testing.assert_array_equal(fresh[path], leaf)
+        np.testing.assert_array_equal(adapted[path], leaf)
+        np.testing.assert_array_equal(continued[path], flatten(tuned.state.frozen)[path])
+    for path, leaf in theirs.items():
+        np.testing.assert_array_equal(adapted[path], leaf)
+        np.testing.assert_array_equal(continued[path], leaf)
+    assert any(not np.array_equal(fresh[path], leaf) for path, leaf in theirs.items())
+    with pytest.raises(UserError, match=r"initial_adapter: the model has no low-rank adapters"):
+        begin(micro_run("", initial_adapter=str(tmp_path / "tuned")), tmp_path / "without")
 
 
 @pytest.mark.parametrize(("changes", "message"), [({"accumulate": 4}, "not a multiple of 4"), ({}, "shards is empty")])

@@ -53,7 +53,9 @@ def kills(laboratory: Laboratory, processes: int, count: int, seed: int) -> Outc
         start.send(signal.SIGKILL, None if processes == 1 or number % 2 else [chance.randrange(processes)])
         ended = start.end()
         statuses.add(ended.status)
-        lost = max(lost, before - ended.continued if before else 0)
+        # A start that was killed before it went on from anywhere loses nothing, and leaves the log as it was.
+        if "parameters trained" in ended.output:
+            lost = max(lost, before - ended.continued)
         before = ended.reached
     finished = laboratory.finish(workdir, processes)
     lost = max(lost, before - finished.continued)

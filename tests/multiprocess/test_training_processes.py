@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,18 +33,26 @@ def train(tmp_path_factory: pytest.TempPathFactory, shards: Path):
     config.write_text(CONFIG.format(tests=str(REPOSITORY / "tests"), shards=str(shards)))
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
-    def train(workdir: Path, processes: int) -> str:
+    def train(workdir: Path, processes: int, *overrides: str, leave_at: int | None = None) -> str:
+        """leave_at: SIGTERM comes once this step is in the log."""
         command = [sys.executable, str(REPOSITORY / "launch" / "local_processes.py"), "-n", str(processes)]
-        command += ["train", "--config", str(config), "--workdir", str(workdir)]
-        result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout
+        command += ["train", "--config", str(config), "--workdir", str(workdir), *overrides]
+        with subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            if leave_at is not None:
+                while process.poll() is None and not ((workdir / "log.jsonl").exists() and len(entries(workdir)) >= leave_at):
+                    time.sleep(0.005)
+                process.send_signal(signal.SIGTERM)
+            output, _ = process.communicate(timeout=900)
+        assert process.returncode == (0 if leave_at is None else 75), output
+        return output
 
     return train
 
 
 def entries(workdir: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def losses(workdir: Path) -> list[float]:
@@ -65,3 +75,35 @@ def test_two_processes_train_as_one_and_one_reads_what_they_saved(train, tmp_pat
     assert all(a == pytest.approx(b, rel=1e-5) for a, b in zip(alone, together, strict=True))
     # One process goes on from what two have saved, and finds the run finished.
     assert "continuing after step 12" in train(tmp_path / "two", 1)
+
+
+# What four processes need: a batch that they can divide.
+FOUR_ROWS = "--config.data.batch_size=4"
+
+
+@pytest.fixture(scope="module")
+def alone(train, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of one process with one device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    train(workdir, 1, FOUR_ROWS)
+    return losses(workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(4, 1, 1), (1, 4, 1), (1, 1, 4), (2, 1, 2), (1, 2, 2)])
+def test_four_processes_train_as_one_on_meshes_that_span_them(train, alone, tmp_path, data, fsdp, tensor):
+    """Processes that share the rows of a tensor axis read the same part of the data."""
+    mesh = [f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}", f"--config.mesh.tensor={tensor}"]
+    train(tmp_path, 4, FOUR_ROWS, *mesh)
+    assert losses(tmp_path) == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4), (4, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(train, alone, tmp_path, before, after):
+    """Saved by one number of processes in the middle of the run, continued by another, on another mesh."""
+    train(tmp_path, before, FOUR_ROWS, leave_at=5)
+    saved = max(int(path.name) for path in (tmp_path / "steps").iterdir())
+    assert 5 <= saved < 12
+    assert f"continuing after step {saved}" in train(tmp_path, after, FOUR_ROWS, "--config.mesh.data=1", f"--config.mesh.fsdp={after}")
+    assert losses(tmp_path) == pytest.approx(alone, rel=1e-4)

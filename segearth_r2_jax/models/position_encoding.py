@@ -12,8 +12,8 @@ import numpy as np
 
 def sine_position(height: int, width: int, features: int, dtype: jax.typing.DTypeLike) -> jax.Array:
     """Position of every pixel: [height, width, features], the first half of the features from y, the second from x."""
-    y = jnp.asarray(_sine_axis(height, features // 2), dtype)
-    x = jnp.asarray(_sine_axis(width, features // 2), dtype)
+    # The barrier keeps the compiler from storing the whole map in the program.
+    y, x = jax.lax.optimization_barrier([jnp.asarray(_sine_axis(length, features // 2), dtype) for length in (height, width)])
     shape = (height, width, features // 2)
     return jnp.concatenate([jnp.broadcast_to(y[:, None], shape), jnp.broadcast_to(x[None, :], shape)], axis=-1)
 

@@ -84,7 +84,9 @@ class WindowAttention(nnx.Module):
         logits = jnp.einsum("bgqnd,bgknd->bgnqk", q * (c // self.num_heads) ** -0.5, k).astype(wide(x.dtype))
         logits = logits + self._bias(t).astype(logits.dtype)
         if regions is not None:
-            different = regions[:, None, :, None] != jnp.asarray(regions)[:, None, None, :]
+            # The barrier keeps the compiler from working out ten million numbers, and from storing them in the program.
+            places = jax.lax.optimization_barrier(jnp.asarray(regions))
+            different = places[:, None, :, None] != places[:, None, None, :]
             # Added as in the reference, not set to minus infinity.
             logits = logits + jnp.where(different, -100.0, 0.0).astype(logits.dtype)
         probabilities = jax.nn.softmax(logits, axis=-1).astype(x.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
-from segearth_r2_jax.models.layers import Linear
+from segearth_r2_jax.models.layers import Linear, gelu
 
 
 class Projector(nnx.Module):
@@ -17,4 +17,4 @@ class Projector(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[b, tokens, in_features] -> [b, tokens, out_features]."""
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(gelu(self.fc1(x)))

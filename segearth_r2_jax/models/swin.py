@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from segearth_r2_jax.models.layers import Conv, LayerNorm, Linear, check_remat, parameter, scan_periods, split_or_none, wide
+from segearth_r2_jax.models.layers import Conv, LayerNorm, Linear, check_remat, gelu, parameter, scan_periods, split_or_none, wide
 
 _WEIGHT_INIT = nnx.initializers.truncated_normal(0.02)
 
@@ -106,7 +106,7 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(hidden, channels, axes=("mlp", "embed"), kernel_init=_WEIGHT_INIT, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class SwinBlock(nnx.Module):

@@ -1,12 +1,14 @@
 """Layers whose form repeats, compiled once per period."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from segearth_r2_jax.models.layers import Linear, scan_periods
+from segearth_r2_jax.models.layers import Linear, gelu, scan_periods
 
 
 def _layers(n: int, period: int) -> nnx.List:
@@ -38,3 +40,10 @@ def test_a_period_is_compiled_once():
     (scan,) = [equation for equation in program.eqns if equation.primitive.name == "scan"]
     assert scan.params["length"] == 4
     assert str(program).count("tanh") == 2
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 2e-6), ("bfloat16", 8e-3)])
+def test_the_gelu_is_exact(dtype: str, rtol: float):
+    x = np.linspace(-4, 6, 1001)
+    expected = [0.5 * v * math.erfc(-v / math.sqrt(2)) for v in np.asarray(jnp.asarray(x, dtype), np.float64)]
+    np.testing.assert_allclose(np.asarray(gelu(jnp.asarray(x, dtype)), np.float64), expected, rtol=rtol, atol=3e-7)

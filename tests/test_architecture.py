@@ -27,7 +27,18 @@ ALLOWED = {
     "evaluation": {"inference", "inputs", "raster"},
     "ahead_of_time": {"training", "inference", "models", "sharding", "inputs"},
     "configs": {"models", "objectives", "sharding", "training"},
-    "cli": {"training", "inference", "evaluation", "checkpoints", "models", "inputs", "raster", "data_pipeline", "sharding", "ahead_of_time"},
+    "cli": {
+        "training",
+        "inference",
+        "evaluation",
+        "checkpoints",
+        "models",
+        "inputs",
+        "raster",
+        "data_pipeline",
+        "sharding",
+        "ahead_of_time",
+    },
     "__main__": {"cli"},
 }
 EVERYWHERE = {"errors", "dataclass_io"}

@@ -31,7 +31,11 @@ def train(tmp_path_factory: pytest.TempPathFactory, shards: Path):
     folder = tmp_path_factory.mktemp("processes")
     config = folder / "micro.py"
     config.write_text(CONFIG.format(tests=str(REPOSITORY / "tests"), shards=str(shards)))
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(REPOSITORY),
+    }
 
     def train(workdir: Path, processes: int, *overrides: str, leave_at: int | None = None) -> str:
         """leave_at: SIGTERM comes once this step is in the log."""

@@ -9,8 +9,9 @@ Built on Grain. Three properties are ours to keep, and tests keep them:
   workers or of processes, so a run may resume on another machine and see exactly the records it has not seen.
 * *All processes have the same shapes at every step.* What decides them, the token bucket of a batch, follows from its position.
 
-The stream is one permutation of all records per epoch, or several of them mixed; process p of n takes positions p, p+n, p+2n ... of it.
-At the end of the last epoch, records that do not fill a global batch are left out; in between a batch may span two epochs.
+The stream is one permutation of all records per epoch, or several of them mixed. A batch is the next piece of it, and process p of n makes
+the p-th of n equal parts of every batch: put one after the other, they are the batch that one process makes. At the end of the last epoch,
+records that do not fill a global batch are left out; in between a batch may span two epochs.
 """
 
 from __future__ import annotations
@@ -184,7 +185,8 @@ class Loader(Iterator[Batch]):
         config = self.config
         index, count = self._process
         batches = max(0, len(self._order) - self._position) // config.batch_size
-        share = ProcessShare(self._order, self._position + index, count, batches * (config.batch_size // count))
+        own = config.batch_size // count
+        share = ProcessShare(self._order, self._position, config.batch_size, index * own, own, batches)
         rows = grain.MapDataset.source(share).map(MakeRow(self._source, self._tokenizer, config))
         threads = max(1, min(16, _processors()) // max(1, config.workers))
         dataset = rows.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
@@ -197,7 +199,7 @@ class Loader(Iterator[Batch]):
             dataset = dataset.mp_prefetch(options, worker_init_fn=start_worker)
         # Batching comes last: inside the workers, each would fill batches with its own rows only.
         made = dataset.batch(
-            config.batch_size // count,
+            own,
             drop_remainder=True,
             batch_fn=lambda rows: (collate(rows, config), [row["damage"] for row in rows if row["damage"]]),
         )

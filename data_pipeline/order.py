@@ -161,15 +161,22 @@ class Order:
 
 @dataclasses.dataclass(frozen=True)
 class ProcessShare:
-    """The slots from position `start` on that are one process's: every `process_count`-th, `rows` of them."""
+    """The slots of one process in the batches from position `start` on.
+
+    A batch of `batch_size` slots is divided into as many runs of neighbours as there are processes, `rows` each, and this process has
+    the run that begins at `first`. Put one after the other the runs are the batch, with the rows where one process would have them.
+    """
 
     order: Order
     start: int
-    process_count: int
+    batch_size: int
+    first: int
     rows: int
+    batches: int
 
     def __len__(self) -> int:
-        return self.rows
+        return self.batches * self.rows
 
     def __getitem__(self, number: int) -> Slot:
-        return self.order[self.start + int(number) * self.process_count]
+        batch, row = divmod(int(number), self.rows)
+        return self.order[self.start + batch * self.batch_size + self.first + row]

@@ -21,7 +21,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -72,8 +72,14 @@ def check_tasks(environment: Mapping[str, str]) -> None:
         )
 
 
-def initialize(runtime: str, environment: Mapping[str, str]) -> None:
+def initialize(runtime: str, environment: MutableMapping[str, str]) -> None:
     """Joins the other processes of the run. Before anything else of JAX, which would claim the devices for this process alone."""
+    if runtime != "local" and environment.get("JAX_PLATFORMS", "").startswith("cpu"):
+        # Otherwise collectives of which none needs another's result begin in an order of their own on each process, and Gloo, which
+        # matches them by their order, ends the run on meshes with two axes that span processes.
+        flags = environment.get("XLA_FLAGS", "")
+        environment["XLA_FLAGS"] = f"{flags} --xla_cpu_enable_concurrency_optimized_scheduler=false".strip()
+
     import jax
 
     cache = environment.get("JAX_COMPILATION_CACHE_DIR") or str(Path.home() / ".cache" / "segearth-r2-jax")

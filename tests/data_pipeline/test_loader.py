@@ -226,11 +226,11 @@ def test_processes_share_each_global_batch(shards, small_tokenizer):
                 assert loader.get_state()["position"] == 18
         assert {len(part) for part in parts} == {len(whole)} == {3}
         for together, *shares in zip(whole, *parts, strict=True):
-            np.testing.assert_array_equal(np.stack(shares, 1).ravel(), together)
+            np.testing.assert_array_equal(np.concatenate(shares), together)
     # A run may go on with another number of processes.
     with Loader(shards, small_tokenizer, config, process_index=1, process_count=3) as loader:
         loader.set_state({**loader.get_state(), "position": 6})
-        np.testing.assert_array_equal(next(loader)["record_index"], whole[1][1::3])
+        np.testing.assert_array_equal(next(loader)["record_index"], whole[1][2:4])
 
 
 def test_an_endless_stream(shards, small_tokenizer, batches):

@@ -131,6 +131,8 @@ def test_processes_share_the_stream_and_copies_agree():
     order = make_order([range(20)])
     whole = walk(order)
     for count in (1, 2, 4):
-        shares = [ProcessShare(pickle.loads(pickle.dumps(order)), 4 + process, count, 8) for process in range(count)]
+        rows = 4 // count
+        shares = [ProcessShare(pickle.loads(pickle.dumps(order)), 4, 4, process * rows, rows, 3) for process in range(count)]
         got = [[share[number].record for number in range(len(share))] for share in shares]
-        np.testing.assert_array_equal(np.array(got).T.ravel(), whole[4 : 4 + 8 * count])
+        batches = np.array(got).reshape(count, 3, rows).swapaxes(0, 1)
+        np.testing.assert_array_equal(batches.ravel(), whole[4:16])

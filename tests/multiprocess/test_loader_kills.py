@@ -81,7 +81,7 @@ class Run:
             assert len({json.dumps(share["state"]) for share in shares}) == 1
             assert len({share["tokens"] for share in shares}) == 1
             self.state = shares[0]["state"]
-            self.steps[position] = [record for row in zip(*(share["records"] for share in shares), strict=True) for record in row]
+            self.steps[position] = [record for share in shares for record in share["records"]]
 
     @property
     def records(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -46,10 +47,17 @@ def test_a_crash_after_a_long_time_is_not_one_in_a_row(tmp_path):
 def test_a_termination_reaches_the_command_which_is_not_started_again(tmp_path, number):
     program = "trap 'echo saved; exit 75' TERM; echo ready; while :; do sleep 0.05; done"
     command = ["bash", str(LAUNCH / "keep_running.sh"), "bash", "-c", program]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(number)
-        output, errors = process.communicate(timeout=60)
+    # A shell cannot trap a signal that was ignored when it began, as SIGINT is in what a script starts in the background.
+    ctrl_c_works = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=ctrl_c_works, start_new_session=True, **pipes) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(number)
+            output, errors = process.communicate(timeout=60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
     assert (process.returncode, output, errors) == (75, "saved\n", "")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,13 +11,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from segearth_r2_jax.checkpoints.lazy_leaf import LazyLeaf
+from segearth_r2_jax.checkpoints.leaf_handler import CHUNK_BYTES, FILE_BYTES, LazyLeafHandler
 from segearth_r2_jax.checkpoints.sealed_folder import TEMPORARY, is_whole, seal, wait_for_all
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.binding import flatten, unflatten
 
 
-def save_tree(path: epath.Path, tree: Mapping[str, Any]) -> None:
-    """Write a nested dict of arrays, once and whole.
+def save_tree(path: epath.Path, tree: Mapping[str, Any], written: Callable[[int], None] | None = None) -> None:
+    """Write a nested dict of arrays, once and whole. Leaves may be `LazyLeaf`s, which are read while they are written.
+
+    written: is told the bytes of every chunk of a lazy leaf that has been written.
 
     Raises:
         UserError: it is there already.
@@ -31,9 +35,10 @@ def save_tree(path: epath.Path, tree: Mapping[str, Any]) -> None:
                 stale.rmtree()
     wait_for_all(f"{path.name} may be written")
     options = ocp.AsyncOptions(post_finalization_callback=lambda: seal(path))
-    checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
+    checkpointer = ocp.AsyncCheckpointer(_handler(written), async_options=options)
+    chunks = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
     try:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
+        checkpointer.save(path, args=ocp.args.PyTreeSave(tree, save_args=chunks, ocdbt_target_data_file_size=FILE_BYTES))
     finally:
         checkpointer.close()
 
@@ -66,6 +71,16 @@ def load_tree(path: epath.Path, wanted: Mapping[str, Any], dtype: jax.typing.DTy
     with _checkpointer() as checkpointer:
         restored = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True))
     return flatten(restored)
+
+
+def _handler(written: Callable[[int], None] | None = None) -> ocp.PyTreeCheckpointHandler:
+    # Not compressed: the bits of trained weights are close to random, and zstd is slower than a disk.
+    arrays = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, ocp.type_handlers.NumpyHandler()),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
+        (LazyLeaf, LazyLeafHandler(written)),
+    )
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=arrays, use_compression=False)
 
 
 def _checkpointer() -> ocp.Checkpointer:

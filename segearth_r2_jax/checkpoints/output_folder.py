@@ -30,6 +30,9 @@ def check_target(target: Path, sources: list[Path], *, force: bool) -> None:
         raise UserError(f"{target}: exists and is no checkpoint folder; it is not replaced")
 
 
+_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR)
+
+
 @contextlib.contextmanager
 def built_aside(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its place when it is whole, and vanishes if it never is.
@@ -88,7 +91,14 @@ def _runs(process: int) -> bool:
 def _reason(error: Exception | None) -> str | None:
     """What the operating system says, if that is why `error` was raised; libraries wrap it in exceptions of their own."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+        if isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EROFS,
+            errno.EPERM,
+            errno.ENOTDIR,
+        ):
             return error.strerror
         if "No space left on device" in str(error) or "RESOURCE_EXHAUSTED" in str(error) or "Disk quota exceeded" in str(error):
             return os.strerror(errno.ENOSPC)

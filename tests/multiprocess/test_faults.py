@@ -1,4 +1,4 @@
-"""A run goes on after faults as if there had been none. `faults.py` does all that docs/robustness.md lists; here is a part of it."""
+"""A run goes on after faults as if there had been none: a part of what `faults.py` does, and all of it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Labora
     return Laboratory(tmp_path_factory.mktemp("faults"), shards, steps=15)
 
 
+@pytest.mark.slow
 def test_a_request_to_leave_and_then_a_damaged_step_and_leftovers_cost_no_number(laboratory):
     """One run: told to leave, its newest step damaged on disk, the rest of a save beside it, killed while it saves, and finished."""
     workdir = laboratory.half_done_copy("one")

@@ -116,6 +116,7 @@ def close(value: Any, expected: np.ndarray, tolerance: float, name: str) -> None
     assert error <= tolerance * scale, f"{name}: error {error:.3g} of {scale:.3g}, tolerance {tolerance:g}"
 
 
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.slow), "float64"], indirect=True)
 def test_the_training_pass(stored: Arrays, fixtures_dir: Path, precision: str):
     config, abstract = fixture_config(fixtures_dir), fixture_model(fixtures_dir)
     settings = json.loads((fixtures_dir / "config.json").read_text())

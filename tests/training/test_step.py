@@ -163,6 +163,7 @@ def test_without_supervision_no_attention_rows_are_computed():
         assert (output.attention_rows is not None) == supervise
 
 
+@pytest.mark.slow
 def test_supervision_costs_almost_no_memory_at_1024_tokens():
     """Peak temporary memory of the compiled training step, from the compiler's own analysis, with and without the supervision."""
     siglip = SiglipConfig(hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, patch_size=4, image_size=108)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import re
 import shutil
@@ -110,18 +111,16 @@ def import_reference(
     template = template or original.get(EXTRA, {}).get("template", REFERENCE_TEMPLATE)
     total: Counter[str] = Counter()
 
-    def stored() -> Iterator[tuple[str, np.ndarray]]:
-        for name, parts in keys.parts.items():  # in this order no stack waits for a layer longer than it has to
-            if name in tensors:
-                array = np.asarray(tensors[name])
-                array = array if dtype is None or not parts else _cast(name, array, dtype)
-                total[array.dtype.name] += array.nbytes
-                yield name, array
+    parameters, unused = keys.to_parameters(tensors)
+    if dtype is not None:
+        parameters = {path: leaf.astype(dtype) for path, leaf in parameters.items()}
+    for name, parts in keys.parts.items():
+        if name in tensors:
+            used = [parameters[part.path] for part in parts if part.path is not None]
+            stored_as = used[0].dtype if used else tensors[name].dtype
+            total[stored_as.name] += math.prod(tensors[name].shape) * stored_as.itemsize
 
     with _built_aside(target) as partial:
-        parameters, unused = {}, {}
-        for placed in keys.to_parameters(stored()):
-            (parameters if placed.used else unused)[placed.name] = placed.array
         manager.save_base(partial, unflatten(parameters))
         manager.save_unused(partial, unused)
         manager.write_config(

@@ -11,19 +11,20 @@ directions; a *table* is the list of rules of a model (`segearth_r2_rules`).
     Rule("b.in_proj_weight", (None, None, "b/v/kernel"), LINEAR)                            two thirds of it are unused
     Unused("predictor.query_feat.weight", (None, 256))                                      no leaf; kept for the way back
 
-Everything goes tensor by tensor: `KeyMap.to_parameters` takes an iterable of (name, array), where an array may be anything with a
-`shape` that `numpy.asarray` can read, and `KeyMap.to_reference` gives one. No value is computed with, so dtypes and bits are kept;
-who wants another dtype casts the tensors on their way in or out.
+On the way in nothing is read: `KeyMap.to_parameters` gives leaves that know where their values are (`lazy_leaf`). On the way out
+`KeyMap.to_reference` gives tensor by tensor. No value is computed with, so dtypes and bits are kept; who wants another dtype casts the
+leaves on their way in or the tensors on their way out.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from segearth_r2_jax.checkpoints.lazy_leaf import LazyLeaf, Piece
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.binding import flatten
 
@@ -72,14 +73,6 @@ class Part(NamedTuple):
     path: str | None
     index: int | None
     layout: Layout
-
-
-class Placed(NamedTuple):
-    """One array on its way in: a complete leaf and its path, or an unused tensor (or part of one) and the name it is kept under."""
-
-    name: str
-    array: np.ndarray
-    used: bool
 
 
 def linear(reference: str, path: str, *, bias: bool = True, repeat: int | None = None) -> list[Rule]:
@@ -165,46 +158,43 @@ class KeyMap:
         self.shapes[name] = shape
         self.parts[name] = parts
 
-    def to_parameters(self, tensors: Iterable[tuple[str, Any]]) -> Iterator[Placed]:
-        """Leaves and unused tensors, each as soon as the last tensor that it needs has come.
+    def to_parameters(self, tensors: Mapping[str, Any]) -> tuple[dict[str, LazyLeaf], dict[str, LazyLeaf]]:
+        """The leaves by path, and by name the tensors (or parts of one, "name:part") that the network does not use; nothing is read yet.
 
-        Only leaves that are not complete yet are held, so tensors in the order of `shapes` need the least memory.
+        tensors: anything with a `shape` and a `dtype` that `numpy.asarray` can read, by name.
 
         Raises:
-            UserError: a tensor is unknown, comes twice, or has the wrong shape; the layers of a stack differ in dtype; at the end, a
-                tensor that a leaf needs has not come.
+            UserError: a tensor is unknown, missing or wrongly shaped; the layers of a stack differ in dtype.
         """
-        seen: set[str] = set()
-        open_stacks: dict[str, tuple[np.ndarray, set[int], str]] = {}
-        for name, tensor in tensors:
-            self._check(name, tensor.shape, seen)
-            seen.add(name)
-            array = np.asarray(tensor)
-            if not self.parts[name]:
-                yield Placed(name, array, used=False)
-            for number, part in enumerate(self.parts[name]):
-                rows = array[part.start : part.stop]
+        self.check({name: tensor.shape for name, tensor in tensors.items()})
+        pieces: dict[str, list[Piece]] = {}
+        unused: dict[str, LazyLeaf] = {}
+        for name, parts in self.parts.items():
+            if name not in tensors:
+                continue
+            tensor = tensors[name]
+            if not parts:
+                unused[name] = LazyLeaf(tuple(tensor.shape), tensor.dtype, (Piece(tensor, name, None, None, None),), stacked=False)
+            for number, part in enumerate(parts):
+                piece = Piece(tensor, name, part.start, part.stop, part.layout)
                 if part.path is None:
-                    yield Placed(_part_name(name, number), np.asarray(rows, order="C"), used=False)
-                    continue
-                value = rows if part.layout is None else rows.transpose(part.layout)
-                if part.index is None:
-                    yield Placed(part.path, np.asarray(value, order="C"), used=True)
-                    continue
-                if part.path not in open_stacks:
-                    shape = self.leaves[part.path]
-                    open_stacks[part.path] = np.empty(shape, array.dtype), set(range(shape[0])), name
-                stack, waiting, first = open_stacks[part.path]
-                if stack.dtype != array.dtype:
-                    raise UserError(
-                        f"{name} is {array.dtype}, but {first}, a layer of the same stack, is {stack.dtype}; convert to one dtype"
+                    shape = (part.stop - part.start, *tensor.shape[1:])
+                    unused[_part_name(name, number)] = LazyLeaf(
+                        shape, tensor.dtype, (dataclasses.replace(piece, layout=None),), stacked=False
                     )
-                stack[part.index] = value
-                waiting.remove(part.index)
-                if not waiting:
-                    del open_stacks[part.path]
-                    yield Placed(part.path, stack, used=True)
-        self._check_missing(seen)
+                else:
+                    pieces.setdefault(part.path, []).append(piece)
+        leaves = {}
+        for path, shape in self.leaves.items():
+            first, *others = pieces[path]
+            if other := next((piece for piece in others if piece.tensor.dtype != first.tensor.dtype), None):
+                raise UserError(
+                    f"{other.name} is {other.tensor.dtype}, but {first.name}, a layer of the same stack, is {first.tensor.dtype}; "
+                    "convert to one dtype"
+                )
+            stacked = self.parts[first.name][0].index is not None
+            leaves[path] = LazyLeaf(shape, first.tensor.dtype, tuple(pieces[path]), stacked)
+        return leaves, unused
 
     def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Whether a whole state dict, given by the shapes of its tensors, is one of this model.
@@ -213,21 +203,13 @@ class KeyMap:
             UserError: a tensor is unknown, has the wrong shape, or is missing.
         """
         for name, shape in shapes.items():
-            self._check(name, shape, set())
-        self._check_missing(shapes)
-
-    def _check_missing(self, seen: Container[str]) -> None:
-        if missing := [name for name, parts in self.parts.items() if parts and name not in seen]:
+            if name not in self.shapes:
+                raise UserError(f"unknown key {name} (shape {list(shape)}): no rule of this model names it")
+            if not fits(shape, self.shapes[name]):
+                expected = ", ".join("any" if size is None else str(size) for size in self.shapes[name])
+                raise UserError(f"wrong shape of key {name}: {list(shape)}, expected [{expected}]")
+        if missing := [name for name, parts in self.parts.items() if parts and name not in shapes]:
             raise UserError(f"missing key {missing[0]} (shape {list(self.shapes[missing[0]])}){_more(missing)}")
-
-    def _check(self, name: str, shape: Sequence[int], seen: set[str]) -> None:
-        if name not in self.shapes:
-            raise UserError(f"unknown key {name} (shape {list(shape)}): no rule of this model names it")
-        if name in seen:
-            raise UserError(f"duplicate key {name}: it was read before")
-        if not fits(shape, self.shapes[name]):
-            expected = ", ".join("any" if size is None else str(size) for size in self.shapes[name])
-            raise UserError(f"wrong shape of key {name}: {list(shape)}, expected [{expected}]")
 
     def to_reference(self, parameters: Mapping[str, Any], unused: Mapping[str, Any] | None = None) -> Iterator[tuple[str, np.ndarray]]:
         """Reference tensors by name, one at a time, from a nested tree of arrays and what `to_parameters` gave as unused.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,19 +36,32 @@ class LazyLeafHandler(ocp.type_handlers.NumpyHandler):
         super().__init__(deepcopy_host_arrays=False)
         self._written = written or (lambda size: None)
         self._readers = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="lazy_leaf")
-        self._turns: asyncio.Semaphore | None = None
+
+    async def _background_serialize(self, values: Sequence[LazyLeaf], infos: Sequence[Any], args: Sequence[Any] | None = None) -> None:
+        # One leaf after the other, where Orbax begins with all.
+        for value, info, arg in zip(values, infos, args or [ocp.SaveArgs()] * len(values), strict=True):
+            await super()._background_serialize([value], [info], [arg])
 
     async def _open_and_write(self, value: LazyLeaf, tspec: dict[str, Any], ts_context: ts.Context) -> None:
-        if self._turns is None:
-            self._turns = asyncio.Semaphore(IN_FLIGHT)
         store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
-        await asyncio.gather(*(self._write(store, value, box) for box in _boxes(value.shape, store.chunk_layout.write_chunk.shape)))
+        pending: set[asyncio.Task] = set()
+        try:
+            for box in _boxes(value.shape, store.chunk_layout.write_chunk.shape):
+                if len(pending) == IN_FLIGHT:
+                    done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        task.result()
+                pending.add(asyncio.create_task(self._write(store, value, box)))
+            for task in list(pending):
+                await task
+        finally:
+            # After an error: what has begun is seen to its end, so that nothing is written later.
+            await asyncio.gather(*pending, return_exceptions=True)
 
     async def _write(self, store: ts.TensorStore, leaf: LazyLeaf, box: tuple[slice, ...]) -> None:
-        async with self._turns:
-            values = await asyncio.get_running_loop().run_in_executor(self._readers, leaf.read, box)
-            await store[box].write(values, can_reference_source_data_indefinitely=True)
-            self._written(values.nbytes)
+        values = await asyncio.get_running_loop().run_in_executor(self._readers, leaf.read, box)
+        await store[box].write(values, can_reference_source_data_indefinitely=True)
+        self._written(values.nbytes)
 
 
 def _boxes(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:

@@ -1,4 +1,4 @@
-"""The table of SegEarth-R2: every tensor of the reference's state dict (merged, without LoRA) and the parameter that it is.
+"""The table of SegEarth-R2: every tensor of the reference's state dict and the parameter that it is.
 
 The reference is `SegEarthR2` of `model/language_model/llava_phi.py`. It stores more than it computes with; those tensors are
 listed here as unused, so that an exported checkpoint has them again and a new name in a file is never taken for one of them.
@@ -6,14 +6,18 @@ listed here as unused, so that an exported checkpoint has them again and a new n
 
 from __future__ import annotations
 
-from segearth_r2_jax.checkpoints.key_rules import Rule, Unused, conv, linear, norm, packed_linear
+from segearth_r2_jax.checkpoints.key_rules import LINEAR, Rule, Unused, conv, linear, norm, packed_linear
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
 
 _VISION = "model.vision_tower.vision_model"
 
 
 def segearth_r2_rules(config: SegEarthR2Config) -> list[Rule | Unused]:
-    """The rules between the reference's names and the tree of `SegEarthR2(config)` built without LoRA."""
+    """The rules between the reference's names and the tree of `SegEarthR2(config)`.
+
+    Low-rank adapters, if `config.phi.lora` is given, are named after the layer that they adapt: "...q_proj.lora_A.weight" [rank, in] and
+    "...q_proj.lora_B.weight" [out, rank] beside "...q_proj.weight".
+    """
     return [
         *_siglip_rules(config),
         *linear("model.mm_projector.0", "projector/fc1"),
@@ -92,6 +96,12 @@ def _phi_rules(config: SegEarthR2Config) -> list[Rule | Unused]:
         *linear(f"{layer}.mlp.fc2", f"{ours}/mlp/fc2", repeat=n),
         *norm("model.final_layernorm", "phi/final_layernorm"),
         *linear("lm_head", "phi/lm_head", bias=False),
+        *(
+            Rule(f"{layer}.self_attn.{name}.{adapter}.weight", (f"{ours}/self_attn/{name}/{leaf}",), LINEAR, n)
+            for name in ("q_proj", "v_proj")
+            for adapter, leaf in (("lora_A", "lora_a"), ("lora_B", "lora_b"))
+            if config.phi.lora is not None
+        ),
         # Older transformers releases store the rotary frequencies, a function of the configuration.
         *(Unused(f"model.layers.{i}.self_attn.rotary_emb.inv_freq", (config.phi.rotary_dim // 2,)) for i in range(n)),
     ]

@@ -60,8 +60,8 @@ def load_language(folder: Path, **siglip_changes: object) -> Language:
     parts = ("siglip/", "projector/", "phi/", "seg_projector/")
     rules = [rule for rule in segearth_r2_rules(config) if isinstance(rule, Rule) and rule.paths[0] and rule.paths[0].startswith(parts)]
     key_map = KeyMap(rules, module_params(module))
-    leaves = key_map.to_parameters((name, weights[name]) for name in key_map.shapes)
-    return bind(module, unflatten({leaf.name: leaf.array for leaf in leaves}))
+    leaves, _ = key_map.to_parameters({name: weights[name] for name in key_map.shapes})
+    return bind(module, unflatten({path: np.asarray(leaf) for path, leaf in leaves.items()}))
 
 
 class Arrays:

@@ -44,8 +44,8 @@ def fixture_parameters(fixtures_dir: Path, dtype: np.typing.DTypeLike, config: S
     """
     config = config or fixture_config(fixtures_dir)
     abstract = module_params(abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs)))
-    placed = KeyMap(segearth_r2_rules(config), abstract).to_parameters(reference_weights(fixtures_dir).items())
-    return unflatten({leaf.name: leaf.array.astype(dtype) for leaf in placed if leaf.used})
+    leaves, _ = KeyMap(segearth_r2_rules(config), abstract).to_parameters(reference_weights(fixtures_dir))
+    return unflatten({path: np.asarray(leaf.astype(dtype)) for path, leaf in leaves.items()})
 
 
 def merge(abstract: nnx.Module, params: Params) -> nnx.Module:

@@ -39,8 +39,8 @@ def _load(make: Callable, rules: list[Rule], torch_module: torch.nn.Module):
     module = abstract_module(make)
     key_map = KeyMap(rules, module_params(module))
     tensors = {name: tensor.numpy() for name, tensor in torch_module.state_dict().items()}
-    leaves = key_map.to_parameters((name, tensors[name]) for name in key_map.shapes)
-    return bind(module, unflatten({leaf.name: leaf.array for leaf in leaves}))
+    leaves, _ = key_map.to_parameters({name: tensors[name] for name in key_map.shapes})
+    return bind(module, unflatten({path: np.asarray(leaf) for path, leaf in leaves.items()}))
 
 
 def _randomize(module: torch.nn.Module) -> None:

@@ -45,8 +45,8 @@ def _load(make: Callable[[nnx.Rngs], nnx.Module], rules: list[Rule], tensors: Ma
     """The module that `make` builds, with the weights `tensors`."""
     module = abstract_module(make)
     key_map = KeyMap(rules, module_params(module))
-    leaves = key_map.to_parameters((name, tensors[name]) for name in key_map.shapes)
-    return bind(module, unflatten({leaf.name: leaf.array for leaf in leaves if leaf.used}))
+    leaves, _ = key_map.to_parameters({name: tensors[name] for name in key_map.shapes})
+    return bind(module, unflatten({path: np.asarray(leaf) for path, leaf in leaves.items()}))
 
 
 @pytest.fixture(autouse=True)

@@ -204,8 +204,9 @@ def test_the_references_shapes_give_the_model_its_parameters(published):
     assert leaves == keys.leaves
 
 
-def test_adapters_are_not_in_the_table_but_beside_it():
+def test_adapters_are_named_after_the_layer_that_they_adapt():
     config = SegEarthR2Config.segearth_r2_3b(lora=LoraConfig(rank=4))
-    abstract = module_params(abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs)))
-    with pytest.raises(ValueError, match="no rule for the parameters phi/layers/self_attn/q_proj/lora_a, "):
-        KeyMap(segearth_r2_rules(config), abstract)
+    keys = KeyMap(segearth_r2_rules(config), module_params(abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs))))
+    adapters = {name: shape for name, shape in keys.shapes.items() if ".lora_" in name}
+    projections = [f"model.layers.{i}.self_attn.{name}" for i in range(32) for name in ("q_proj", "v_proj")]
+    assert adapters == {f"{name}.lora_{half}.weight": shape for name in projections for half, shape in (("A", (4, 2560)), ("B", (2560, 4)))}

@@ -14,6 +14,7 @@ PRODUCT = "segearth_r2_jax"
 ALLOWED = {
     "errors": set(),
     "dataclass_io": set(),
+    "restricted_pickle": set(),
     "kernels": set(),
     "models": {"kernels"},
     "inputs": set(),
@@ -41,7 +42,7 @@ ALLOWED = {
     },
     "__main__": {"cli"},
 }
-EVERYWHERE = {"errors", "dataclass_io"}
+EVERYWHERE = {"errors", "dataclass_io", "restricted_pickle"}
 
 
 def _room(module: str) -> str | None:

@@ -153,7 +153,7 @@ def load_parameters(
         UserError: the folder holds no such parameters, one is missing, unknown or wrongly shaped, or a file is damaged.
     """
     directory = absolute(directory)
-    stored = {path: entry for path, entry in _stored(directory).items() if re.search(select, path)}
+    stored = {path: entry for path, entry in stored_leaves(directory).items() if re.search(select, path)}
     if not stored:
         raise UserError(
             f"{directory}: no parameter with {select!r} in its path"
@@ -167,22 +167,23 @@ def load_parameters(
         check_tree(shapes, {path: tuple(leaf.shape) for path, leaf in wanted.items()}, str(directory))
     loaded: dict[str, Any] = {}
     for source in dict.fromkeys(source for source, _ in stored.values()):
-        _require_undamaged(source)
+        require_undamaged(source)
         loaded.update(load_tree(source, {path: leaf for path, leaf in wanted.items() if stored[path][0] == source}, dtype))
     return unflatten({path: loaded[path] for path in wanted})
 
 
 def has_adapters(directory: epath.PathLike) -> bool:
     """Whether low-rank adapters are among the folder's parameters."""
-    return any("/lora_" in path for path in _stored(absolute(directory)))
+    return any("/lora_" in path for path in stored_leaves(directory))
 
 
-def _stored(directory: epath.Path) -> dict[str, tuple[epath.Path, jax.ShapeDtypeStruct]]:
-    """{parameter path: (the tree that it is in, its shape and dtype)}.
+def stored_leaves(directory: epath.PathLike) -> dict[str, tuple[epath.Path, jax.ShapeDtypeStruct]]:
+    """{parameter path: (the tree that it is in, its shape and dtype)}: DIR/base, overlaid with DIR/steps/<newest>/trainable.
 
     Raises:
         UserError: a file is damaged that says which they are.
     """
+    directory = absolute(directory)
     step = latest_step(directory)
     trees = [directory / "base"] if has_base(directory) else []
     if step is not None:
@@ -192,15 +193,22 @@ def _stored(directory: epath.Path) -> dict[str, tuple[epath.Path, jax.ShapeDtype
         try:
             shapes = tree_shapes(tree)
         except Exception:  # Of every type; the seal says it in a line. What it does not explain is no damage.
-            _require_undamaged(tree)
+            require_undamaged(tree)
             raise
         stored.update({path: (tree, leaf) for path, leaf in shapes.items()})
     return stored
 
 
-def _require_undamaged(tree: epath.Path) -> None:
+def require_undamaged(tree: epath.Path) -> None:
+    """Compares the files of one of these trees with the checksums that were written with it.
+
+    Raises:
+        UserError: they differ.
+    """
     if tree.name == "base":
         folder, part, remedy = tree, "", "`train` with the configuration that made it writes it anew"
+    elif tree.name == "unused":
+        folder, part, remedy = tree, "", "`convert` of the PyTorch weights writes it anew; deleted, it is missed by exports only"
     else:
         folder, part = tree.parent, f"{tree.name}/"
         remedy = "renamed to something else than a number, it is passed over for the step before"

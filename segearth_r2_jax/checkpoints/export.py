@@ -1,0 +1,321 @@
+"""A checkpoint folder of this project (Orbax) -> a folder that the reference and its PyTorch libraries load.
+
+`merged` is what the reference's own `merge_lora_weights_and_save_hf_model.py` leaves: config.json, the tokenizer and every tensor of the
+network under its name, adapters merged, as safetensors (transformers takes them for `from_pretrained` like .bin files).
+
+`adapter` is what its training leaves beside the frozen weights, in the two files in which PEFT and the LLaVA family keep it:
+adapter_config.json and adapter_model.safetensors with PEFT's names, and non_lora_trainables.bin with the parameters that are trained as
+they are. The latter is a `.bin`, since the loaders of that family open exactly this name with `torch.load`.
+
+A few layers are in memory at a time. The files that are read are compared with their checksums meanwhile; damage is found before the
+target appears.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from segearth_r2_jax.checkpoints import manager
+from segearth_r2_jax.checkpoints.array_trees import tree_shapes
+from segearth_r2_jax.checkpoints.conversion_report import Entry, Report, make_report
+from segearth_r2_jax.checkpoints.json_files import write_json
+from segearth_r2_jax.checkpoints.key_rules import KeyMap, Part, Rule, Unused, check_tree
+from segearth_r2_jax.checkpoints.lazy_leaf import LazyLeaf, Piece
+from segearth_r2_jax.checkpoints.leaf_reader import LeafReader
+from segearth_r2_jax.checkpoints.lora import arithmetic, merge
+from segearth_r2_jax.checkpoints.output_folder import built_aside, check_target
+from segearth_r2_jax.checkpoints.reference_config import EXTRA, reference_config
+from segearth_r2_jax.checkpoints.sealed_folder import is_whole
+from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
+from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import (
+    Layout,
+    contiguous_chunks,
+    write_safetensors,
+    write_safetensors_file,
+)
+from segearth_r2_jax.checkpoints.torch_files.torch_writer import write_torch_file
+from segearth_r2_jax.errors import UserError
+from segearth_r2_jax.models.binding import abstract_module, flatten, module_params, unflatten
+from segearth_r2_jax.models.layers import LoraConfig
+from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
+
+FORMATS = ("merged", "adapter")
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+NON_LORA_TRAINABLES = "non_lora_trainables.bin"
+# PEFT wraps the model twice.
+PEFT_PREFIX = "base_model.model."
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+# The prompt with which the reference evaluates its own weights.
+REFERENCE_TEMPLATE = "eval_llama2"
+# What the reference trains as it is; a run of this project may train more, which then lies in its steps.
+_TRAINED_IN_FULL = ("lm_head", "pixel_decoder", "predictor", "SEG_token_projector")
+
+
+def export_reference(
+    source: Path,
+    target: Path,
+    *,
+    dtype: np.typing.DTypeLike | None = None,
+    form: str = "merged",
+    force: bool = False,
+    max_shard_bytes: float = 5e9,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Write the parameters of the checkpoint folder `source`, the newest step's where it has steps, to the folder `target`.
+
+    Tensors that the reference stores without using are written if an import kept them.
+
+    dtype: of all floating-point tensors; by default as stored. Adapters are merged in float32 and rounded once.
+    form: one of `FORMATS`, see above.
+    progress: is told the bytes of every tensor that has been written, and the bytes of all.
+
+    Raises:
+        UserError: the source is not a whole checkpoint of this network or a file of it is damaged; it has no adapters to write; a value
+            does not fit into `dtype`; the target exists and `force` is not given, or cannot be written.
+    """
+    if form not in FORMATS:
+        raise UserError(f"--format {form}: expected one of {', '.join(FORMATS)}")
+    check_target(target, [source], force=force)
+    settings, config = manager.read_config(source), manager.read_model_config(source)
+    if form == "adapter" and config.phi.lora is None:
+        raise UserError(f"{source}: has no low-rank adapters; --format merged writes its weights")
+    outgoing = _Outgoing(source, config, form, dtype)
+    content = reference_config(_without_adapters(config), settings.get("reference"))
+    content[EXTRA]["template"] = template = settings.get("template", REFERENCE_TEMPLATE)
+    content.pop("torch_dtype", None)
+    stored_as = {outgoing.layout[name][1].name for name, parts in outgoing.keys.parts.items() if parts}
+    if len(stored_as) == 1:
+        content["torch_dtype"] = stored_as.pop()
+    with built_aside(target) as folder, _compared_meanwhile(outgoing.trees):
+        if form == "merged":
+            write_safetensors(folder, outgoing.stream(outgoing.layout, progress), outgoing.layout, max_shard_bytes=max_shard_bytes)
+        else:
+            base = str((settings.get("reference") or {}).get("_name_or_path") or "")
+            _write_adapter(folder, outgoing, config.phi.lora, base, progress)
+        write_json(folder / "config.json", content)
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+    kind = {"merged": "checkpoint folder -> PyTorch", "adapter": "checkpoint folder -> PyTorch, adapters and what is trained beside them"}
+    return make_report(kind[form], outgoing.keys, outgoing.entries, template)
+
+
+class _Outgoing:
+    """The reference's tensors of a checkpoint folder, read and laid out one at a time.
+
+    keys: the table of the tensors that are written; layout: their shapes and dtypes, in the order in which they are quick to read;
+    trees: the folders of arrays that they come from; entries: the report's lines of those that have been written.
+    """
+
+    def __init__(self, source: Path, config: SegEarthR2Config, form: str, dtype: np.typing.DTypeLike | None):
+        stored = manager.stored_leaves(source)
+        if not stored:
+            raise UserError(f"{source}: no parameters there (neither a whole base/ nor a whole step under steps/)")
+        check_tree({path: leaf.shape for path, (_, leaf) in stored.items()}, _leaf_shapes(config), str(source))
+        self._source = manager.absolute(source)
+        self._trees = {path: tree for path, (tree, _) in stored.items()}
+        self._dtypes = {path: np.dtype(leaf.dtype) for path, (_, leaf) in stored.items()}
+        self._lora = config.phi.lora if form == "merged" else None
+        self._dtype = None if dtype is None else np.dtype(dtype)
+        unused_tree = self._source / "unused"
+        unused = tree_shapes(unused_tree) if is_whole(unused_tree) else {}
+        self._readers: dict[str, LeafReader] = {}
+        if form == "merged":
+            self.keys = _table(segearth_r2_rules(_without_adapters(config)), stored)
+        else:
+            trained = {path for path, tree in self._trees.items() if tree.name == "trainable"}
+            rules = [rule for rule in segearth_r2_rules(config) if _is_trained(rule, trained)]
+            self.keys = _table(rules, stored)
+        self._unused = {name: unused_tree for name in unused if name.split(":")[0] in self.keys.parts}
+        if form == "merged" and (unknown := sorted(unused.keys() - self._unused.keys())):
+            raise UserError(f"{unused_tree}: unknown tensor {unknown[0]}: no rule of this model names it")
+        self.trees = sorted({*self._trees.values(), *self._unused.values()})
+        self.entries: list[Entry] = []
+        self.layout: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        for name, parts in self.keys.parts.items():
+            if not parts and name in unused:
+                self.layout[name] = tuple(unused[name].shape), self._stored_as(np.dtype(unused[name].dtype))
+            elif parts:
+                self.layout[name] = tuple(self.keys.shapes[name]), self._stored_as(self._dtype_of(parts))
+
+    def stream(self, names: Iterable[str], progress: Callable[[int, int], None] | None) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, array) of `names`, in their layout."""
+        total = _bytes(self.layout)
+        for name in names:
+            values, entry = self._tensor(name)
+            yield name, values
+            self.entries.append(entry)
+            if progress is not None:
+                progress(values.nbytes, total)
+
+    def _tensor(self, name: str) -> tuple[np.ndarray, Entry]:
+        parts = self.keys.parts[name]
+        shape, dtype = self.layout[name]
+        sources, transforms, pieces, crc = [], [], [], 0
+        for number, part in enumerate(parts or [None]):
+            where = name if part is None else f"{name}:{number}" if part.path is None else part.path
+            if part is not None and part.path is None and where not in self._unused:
+                pieces.append(np.zeros(_rows_shape(part, shape), self._dtype_of(parts)))
+                transforms.append("zeros for rows without use")
+                continue
+            reader = self._reader(where)
+            values = reader.read() if part is None or part.index is None else reader.row(part.index)
+            for chunk in contiguous_chunks(values):
+                crc = google_crc32c.extend(crc, chunk)
+            sources.append(where if part is None or part.index is None else f"{where}[{part.index}]")
+            if part is not None and part.path is not None:
+                values, transform = self._merged(part, values)
+                values = values if part.layout is None else values.transpose(np.argsort(part.layout))
+                transforms += [*transform, *(["axes in PyTorch's order"] if part.layout is not None else [])]
+                if part.index == reader.shape[0] - 1:
+                    reader.release()
+            pieces.append(values)
+        if len(pieces) > 1:
+            # Rows that were kept for the way back may have been stored in another dtype than those that were since trained.
+            joined = np.concatenate([piece.astype(self._dtype_of(parts), copy=False) for piece in pieces])
+            transforms.append(f"joined from {len(pieces)}")
+        else:
+            joined = pieces[0]
+        if joined.dtype != dtype or not joined.flags.c_contiguous:
+            joined = np.asarray(LazyLeaf(shape, dtype, (Piece(joined, name, None, None, None),), stacked=False))
+        tree = self._tree(next(part.path for part in parts if part.path) if parts else name)
+        stored = self._dtype_of(parts) if parts else self._reader(name).dtype
+        return joined, Entry(
+            key=name,
+            file=str(tree.relative_to(self._source)),
+            source=" + ".join(sources),
+            goes=(name,),
+            transform=", ".join(dict.fromkeys(transforms)) or "as stored",
+            shape=shape,
+            dtype=stored.name,
+            stored_as=dtype.name,
+            crc32c=f"{crc:08x}",
+        )
+
+    def _merged(self, part: Part, kernel: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        parent, _, leaf = part.path.rpartition("/")
+        if self._lora is None or leaf != "kernel" or f"{parent}/lora_a" not in self._trees:
+            return kernel, []
+        readers = [self._reader(f"{parent}/{adapter}") for adapter in ("lora_a", "lora_b")]
+        a, b = (reader.read() if part.index is None else reader.row(part.index) for reader in readers)
+        scale = self._lora.alpha / self._lora.rank
+        return merge(kernel, a, b, self._lora, dtype=arithmetic(kernel, a, b)), [f"merged with its adapter (times {scale:g})"]
+
+    def _dtype_of(self, parts: tuple[Part, ...]) -> np.dtype:
+        """The dtype in which the used part of a tensor is stored."""
+        return self._dtypes[next(part.path for part in parts if part.path is not None)]
+
+    def _stored_as(self, dtype: np.dtype) -> np.dtype:
+        return dtype if self._dtype is None or not jnp.issubdtype(dtype, jnp.floating) else self._dtype
+
+    def _tree(self, path: str) -> epath.Path:
+        return self._trees[path] if path in self._trees else self._unused[path]
+
+    def _reader(self, path: str) -> LeafReader:
+        if path not in self._readers:
+            self._readers[path] = LeafReader(self._tree(path), path)
+        return self._readers[path]
+
+
+def _write_adapter(folder: Path, outgoing: _Outgoing, lora: LoraConfig, base: str, progress: Callable[[int, int], None] | None) -> None:
+    adapters = [name for name in outgoing.layout if ".lora_" in name]
+    others = [name for name in outgoing.layout if ".lora_" not in name]
+
+    def named(names: list[str]) -> tuple[Iterator[tuple[str, np.ndarray]], Layout]:
+        tensors = ((f"{PEFT_PREFIX}{name}", values) for name, values in outgoing.stream(names, progress))
+        return tensors, {f"{PEFT_PREFIX}{name}": outgoing.layout[name] for name in names}
+
+    write_safetensors_file(folder / ADAPTER_WEIGHTS, *named(adapters))
+    write_torch_file(folder / NON_LORA_TRAINABLES, *named(others))
+    modules = [name.removesuffix(".lora_A.weight") for name in adapters if name.endswith(".lora_A.weight")]
+    write_json(folder / ADAPTER_CONFIG, _adapter_config(lora, modules, base))
+
+
+def _adapter_config(lora: LoraConfig, modules: list[str], base: str) -> dict[str, Any]:
+    """The fields that PEFT has known since 0.5, which the reference uses."""
+    return {
+        "auto_mapping": None,
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
+        "lora_dropout": lora.dropout,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "revision": None,
+        # Whole names: "q_proj" alone would also name layers of the SigLIP tower.
+        "target_modules": modules,
+        "task_type": "CAUSAL_LM",
+    }
+
+
+def _is_trained(rule: Rule | Unused, trained: set[str]) -> bool:
+    if isinstance(rule, Unused):
+        return rule.reference.startswith(_TRAINED_IN_FULL)
+    in_full = any(word in rule.reference for word in _TRAINED_IN_FULL)
+    return in_full or ".lora_" in rule.reference or bool(trained.intersection(path for path in rule.paths if path))
+
+
+def _table(rules: list[Rule | Unused], stored: dict[str, tuple[epath.Path, jax.ShapeDtypeStruct]]) -> KeyMap:
+    """The table of `rules`, which may be a part of the model's."""
+    paths = [path for rule in rules if isinstance(rule, Rule) for path in rule.paths if path is not None]
+    return KeyMap(rules, unflatten({path: stored[path][1] for path in paths}))
+
+
+@functools.cache
+def _leaf_shapes(config: SegEarthR2Config) -> dict[str, tuple[int, ...]]:
+    model = abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs))
+    return {path: tuple(leaf.shape) for path, leaf in flatten(module_params(model)).items()}
+
+
+def _without_adapters(config: SegEarthR2Config) -> SegEarthR2Config:
+    return dataclasses.replace(config, phi=dataclasses.replace(config.phi, lora=None))
+
+
+def _rows_shape(part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (part.stop - part.start, *shape[1:])
+
+
+def _bytes(layout: Layout) -> int:
+    return sum(int(np.prod(shape, dtype=object)) * dtype.itemsize for shape, dtype in layout.values())
+
+
+@contextlib.contextmanager
+def _compared_meanwhile(trees: list[epath.Path]) -> Iterator[None]:
+    """Compares the trees with their checksums while something is made of them; at the end they are known to be undamaged.
+
+    Raises:
+        UserError: they are damaged, whatever else went wrong because of it.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="checksums") as pool:
+        compared = pool.submit(lambda: [manager.require_undamaged(tree) for tree in trees])
+        try:
+            yield
+        except Exception:
+            compared.result()
+            raise
+        compared.result()

@@ -191,7 +191,8 @@ class _Machine:
 
     def obey(self, opcode: str, argument: Any) -> None:
         if self.plain and opcode in _BEYOND_PLAIN:
-            raise Refused(f"holds {opcode}, which asks for more than plain values (texts, numbers, lists, dicts); it is not obeyed")
+            what = self._asked_for(opcode, argument)
+            raise Refused(f"holds {opcode}, which asks for more than plain values (texts, numbers, lists, dicts){what}; it is not obeyed")
         if opcode in _NUMBERS or opcode in _TEXTS or opcode in _BYTES:
             if isinstance(argument, int) and not -self.largest <= argument < self.largest:
                 raise Refused(f"holds a number of more than {self.largest.bit_length()} bits")
@@ -343,6 +344,12 @@ class _Machine:
         if self.persistent is None:
             raise Refused("refers to a value outside of the pickle")
         self.values.append(self.persistent(identity))
+
+    def _asked_for(self, opcode: str, argument: Any) -> str:
+        """What an opcode names, for a message."""
+        if opcode in ("GLOBAL", "INST"):
+            return f": {shown(argument.replace(' ', '.', 1))}"
+        return f": {'.'.join(map(shown, self.values[-2:]))}" if opcode == "STACK_GLOBAL" else ""
 
     def _named(self, module: Any, name: Any) -> Any:
         if not isinstance(module, str) or not isinstance(name, str):

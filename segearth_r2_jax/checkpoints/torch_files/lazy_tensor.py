@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from segearth_r2_jax.errors import UserError
 
-# numpy holds no array of more; neither does PyTorch.
-MOST_AXES = 64
+# numpy holds no array of more axes; neither does PyTorch.
+_MOST_AXES = 64
+# Far above any tensor. numpy refuses even empty arrays whose other sizes multiply to more than an address.
+_MOST_ELEMENTS = 2**48
+
+
+def are_sizes(values: Iterable[Any]) -> bool:
+    """Whether these values from a file are whole numbers that positions and sizes can be."""
+    return all(type(value) is int and 0 <= value < 2**63 for value in values)
+
+
+def is_shape(values: Collection[Any]) -> bool:
+    """Whether an array can have this shape, which a file claims."""
+    return len(values) <= _MOST_AXES and are_sizes(values) and math.prod(max(1, size) for size in values) <= _MOST_ELEMENTS
 
 
 class MappedFile:
@@ -74,7 +88,7 @@ class LazyTensor:
     @property
     def nbytes(self) -> int:
         """The size of the values in bytes."""
-        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def renamed(self, name: str) -> LazyTensor:
         """The same tensor under another name."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from segearth_r2_jax.checkpoints.torch_files.lazy_tensor import MOST_AXES, LazyTensor, MappedFile
+from segearth_r2_jax.checkpoints.torch_files.lazy_tensor import LazyTensor, MappedFile, is_shape
 from segearth_r2_jax.restricted_pickle import Constructor, Named, Refused, Unfinished, shown
 
 _NDARRAY = Named("numpy.ndarray")
@@ -36,6 +36,7 @@ def python_and_numpy_constructors(file: MappedFile) -> dict[tuple[str, str], Any
         ("numpy", "dtype"): Constructor("numpy.dtype", _Dtype),
     }
     for module in ("builtins", "__builtin__"):
+        table[module, "bytes"] = Constructor(f"{module}.bytes", _no_bytes)
         table[module, "set"] = Constructor(f"{module}.set", copied.set)
         table |= {(module, name): Named(f"{module}.{name}") for name in ("dict", "list", "int", "float")}
     for core in ("numpy.core", "numpy._core"):
@@ -45,11 +46,11 @@ def python_and_numpy_constructors(file: MappedFile) -> dict[tuple[str, str], Any
     return table
 
 
-def checked_sizes(sizes: Any, what: str) -> tuple[int, ...]:
-    """`sizes` if it is a tuple of at most `MOST_AXES` whole numbers from 0 on; Refused if it is not."""
-    if not isinstance(sizes, tuple) or len(sizes) > MOST_AXES or not all(type(size) is int and 0 <= size < 2**63 for size in sizes):
-        raise Refused(f"holds a {what} that is no tuple of at most {MOST_AXES} sizes")
-    return sizes
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """`shape` if it is a tuple that an array can have as its shape; Refused if it is not."""
+    if not isinstance(shape, tuple) or not is_shape(shape):
+        raise Refused("holds a shape that is none")
+    return shape
 
 
 class _Budget:
@@ -81,6 +82,11 @@ class _Budget:
         if not all(isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str | int | None) for item in items):
             raise Refused("holds an OrderedDict whose keys are neither texts nor whole numbers")
         return OrderedDict(items)
+
+
+def _no_bytes() -> bytes:
+    """Python 3 writes empty bytes as `bytes()` in the protocols before 3."""
+    return b""
 
 
 def _default_dict(*_: Any) -> dict[Any, Any]:
@@ -129,7 +135,7 @@ class _Arrays:
         array = self.array(data, dtype, shape, "F" if order == "F" else "C")
         if axis_order is None:
             return array
-        axes = checked_sizes(axis_order, "order of axes")
+        axes = checked_shape(axis_order)
         if sorted(axes) != list(range(len(array.shape))):
             raise Refused("holds an array whose axes are not those of its shape")
         return dataclasses.replace(array, shape=tuple(array.shape[axis] for axis in axes), load=lambda: array.load().transpose(axes))
@@ -141,7 +147,7 @@ class _Arrays:
         return np.frombuffer(data, dtype)[0].astype(dtype.newbyteorder("="))
 
     def array(self, data: Any, dtype: Any, shape: Any, order: str) -> LazyTensor:
-        dtype, data, shape = _dtype(dtype), self.as_bytes(data), checked_sizes(shape, "shape")
+        dtype, data, shape = _dtype(dtype), self.as_bytes(data), checked_shape(shape)
         if math.prod(shape) * dtype.itemsize != len(data):
             raise Refused(f"holds an array {list(shape)} of {dtype.name} in {len(data):,} bytes")
         native = dtype.newbyteorder("=")

@@ -16,8 +16,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from segearth_r2_jax.checkpoints.torch_files.lazy_tensor import MOST_AXES, LazyTensor, MappedFile
+from segearth_r2_jax.checkpoints.torch_files.lazy_tensor import LazyTensor, MappedFile, are_sizes, is_shape
 from segearth_r2_jax.errors import UserError
+from segearth_r2_jax.restricted_pickle import shown
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -85,22 +86,22 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:
-            raise _Broken(f"duplicate key {key!r:.200}")
+            raise _Broken(f"duplicate key {shown(key)}")
         content[key] = value
     return content
 
 
 def _span(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
     """Dtype, shape, first byte and the byte after the last one of a tensor."""
-    what = f"key {name:.200}"
+    what = f"key {shown(name)}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _Broken(f"{what}: expected its dtype, shape and data_offsets")
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
         raise _Broken(f"{what} has dtype {entry['dtype']!r:.40}; expected one of {', '.join(DTYPES)}")
     dtype, shape, offsets = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-    if not _are_sizes(shape) or len(shape) > MOST_AXES:
-        raise _Broken(f"{what}: its shape is no list of at most {MOST_AXES} sizes")
-    if not _are_sizes(offsets) or len(offsets) != 2:
+    if not isinstance(shape, list) or not is_shape(shape):
+        raise _Broken(f"{what}: its shape is none")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not are_sizes(offsets):
         raise _Broken(f"{what}: its data_offsets are not two positions")
     begin, end = offsets
     if math.prod(shape) * dtype.itemsize != end - begin:
@@ -108,16 +109,12 @@ def _span(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
     return dtype, tuple(shape), begin, end
 
 
-def _are_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
-
-
 def _check_spans(spans: dict[str, tuple[int, int]], size: int) -> None:
     """Every one of `size` bytes belongs to one tensor."""
     done = 0
     for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
         if begin != done:
-            raise _Broken(f"key {name:.200} begins at byte {begin:,} of the data; expected {done:,}, where the one before it ends")
+            raise _Broken(f"key {shown(name)} begins at byte {begin:,} of the data; expected {done:,}, where the one before it ends")
         done = end
     if done != size:
         raise _Broken(f"its tensors take {done:,} bytes, {size:,} are there")

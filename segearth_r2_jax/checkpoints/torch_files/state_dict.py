@@ -9,6 +9,7 @@ from segearth_r2_jax.checkpoints.torch_files.lazy_tensor import LazyTensor
 from segearth_r2_jax.checkpoints.torch_files.safetensors_file import read_safetensors_file
 from segearth_r2_jax.checkpoints.torch_files.torch_file import read_torch_file
 from segearth_r2_jax.errors import UserError
+from segearth_r2_jax.restricted_pickle import shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -57,16 +58,16 @@ def _read_shards(index: Path) -> dict[str, LazyTensor]:
     for file_name in sorted(set(weight_map.values())):
         # A plain name only: an index is data from elsewhere and must not make us open any other file of this machine.
         if file_name in ("", ".", "..") or "/" in file_name or "\\" in file_name or "\0" in file_name:
-            raise UserError(f"{index}: names {file_name!r:.200}; expected the name of a file in the same folder")
+            raise UserError(f"{index}: names '{shown(file_name)}'; expected the name of a file in the same folder")
         file = index.parent / file_name
         for name, tensor in _read_file(file).items():
             if name in tensors:
-                raise UserError(f"{file}: duplicate key {name}: another shard has it too")
+                raise UserError(f"{file}: duplicate key {shown(name)}: another shard has it too")
             if weight_map.get(name) != file_name:
-                raise UserError(f"{file}: has key {name}, which {index.name} places in {weight_map.get(name, 'no file')}")
+                raise UserError(f"{file}: has key {shown(name)}, which {index.name} places in {shown(weight_map.get(name, 'no file'))}")
             tensors[name] = tensor
     if missing := sorted(weight_map.keys() - tensors.keys()):
-        raise UserError(f"{index}: places key {missing[0]} in {weight_map[missing[0]]}, which does not have it")
+        raise UserError(f"{index}: places key {shown(missing[0])} in {weight_map[missing[0]]}, which does not have it")
     return tensors
 
 
@@ -78,5 +79,5 @@ def _read_file(path: Path) -> dict[str, LazyTensor]:
         raise UserError(f"{path}: holds a {type(content).__name__}; expected a dict of tensors by name")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, LazyTensor):
-            raise UserError(f"{path}: key {name!r:.200} holds a {type(value).__name__}; expected tensors by name only")
+            raise UserError(f"{path}: key {shown(name)} holds a {type(value).__name__}; expected tensors by name only")
     return {name: tensor.renamed(name) for name, tensor in content.items()}

@@ -15,8 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from segearth_r2_jax.checkpoints.torch_files.lazy_tensor import LazyTensor, MappedFile
-from segearth_r2_jax.checkpoints.torch_files.pickle_constructors import checked_sizes, python_and_numpy_constructors
+from segearth_r2_jax.checkpoints.torch_files.lazy_tensor import LazyTensor, MappedFile, are_sizes
+from segearth_r2_jax.checkpoints.torch_files.pickle_constructors import checked_shape, python_and_numpy_constructors
 from segearth_r2_jax.restricted_pickle import Constructor, Named, Refused, load_pickle, shown
 
 _DTYPES = {
@@ -97,7 +97,7 @@ class TensorPickle:
             **python_and_numpy_constructors(file),
             **self.rebuild,
             ("torch._tensor", "_rebuild_from_type_v2"): Constructor("torch._tensor._rebuild_from_type_v2", self._from_type),
-            ("torch", "Size"): Constructor("torch.Size", lambda size=(): checked_sizes(size, "torch.Size")),
+            ("torch", "Size"): Constructor("torch.Size", lambda size=(): checked_shape(size)),
             ("torch", "device"): Constructor("torch.device", _device),
             **{names: Named(".".join(names)) for names in _TENSOR_CLASSES},
             **{("torch", name): dtype for name, dtype in _DTYPES.items()},
@@ -116,7 +116,7 @@ class TensorPickle:
         if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
             raise Refused("refers to something outside of the pickle that is no storage")
         _, storage_type, key, _, count, *view = identity
-        if not isinstance(storage_type, _StorageType) or not isinstance(key, str) or type(count) is not int or not 0 <= count < 2**63:
+        if not isinstance(storage_type, _StorageType) or not isinstance(key, str) or not are_sizes((count,)):
             raise Refused("refers to a storage whose type, key or size is none")
         offset, part = self._part(view[0], count) if view and view[0] is not None else (0, count)
         storage = Storage(key, storage_type.dtype, count, offset, part)
@@ -130,9 +130,9 @@ class TensorPickle:
         """Offset and size of a part of a storage, which PyTorch before 0.4 had: (key of the part, offset, size)."""
         if not isinstance(view, tuple) or len(view) != 3:
             raise Refused("refers to a part of a storage that is none")
-        offset, size = checked_sizes(view[1:], "part of a storage")
-        if offset + size > count:
-            raise Refused(f"refers to elements {offset} to {offset + size} of a storage of {count}")
+        _, offset, size = view
+        if not are_sizes((offset, size)) or offset + size > count:
+            raise Refused(f"refers to a part of a storage of {count} elements that is not in it")
         return offset, size
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any) -> LazyTensor:
@@ -153,8 +153,9 @@ class TensorPickle:
             raise Refused("holds a tensor with metadata; expected the values themselves")
         if self.big_endian and dtype != storage.dtype:
             raise Refused(f"holds big-endian {dtype.name} in a storage of {storage.dtype.name}, which PyTorch does not read either")
-        size, stride = checked_sizes(size, "size of a tensor"), checked_sizes(stride, "stride of a tensor")
-        (offset,) = checked_sizes((offset,), "offset of a tensor")
+        size = checked_shape(size)
+        if not isinstance(stride, tuple) or len(stride) != len(size) or not are_sizes((offset, *stride)):
+            raise Refused("holds a tensor whose offset or stride is none")
         elements = math.prod(size)
         # The strides of axes of one element say nothing and may be any number.
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if elements else offset - 1

@@ -115,12 +115,13 @@ def _read_legacy(file: MappedFile, inert: tuple[str, ...]) -> Any:
     name = str(file.path)
     data = file.mmap or b""
     plain = functools.partial(load_pickle, data, name)
+    expected = "expected a file of torch.save, in its zip format or the one before it"
     try:
         magic, position = plain(integer_bits=96)
-    except UserError:
-        magic, position = None, 0
+    except UserError as error:
+        raise UserError(f"{error}; {expected}") from None
     if magic != _MAGIC_NUMBER:
-        raise UserError(f"{file.path}: not a whole file of torch.save, neither in its zip format nor in the one before it")
+        raise UserError(f"{file.path}: a pickle that begins with something else than torch.save's number; {expected}")
     version, position = plain(start=position)
     if version != _PROTOCOL_VERSION:
         raise UserError(f"{file.path}: version {version!r:.40} of torch.save's older format; expected {_PROTOCOL_VERSION}")

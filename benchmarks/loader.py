@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -30,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import loader_contenders as contenders
+from benchmarks.machine import machine
 from data_pipeline import build_shards, synthesize
 from data_pipeline.mask_canvas import cut_masks
 from data_pipeline.order import Slot
@@ -193,23 +192,6 @@ def _write_rows(output: Path, rows: list[dict[str, Any]]) -> None:
     (output / "train" / "annotations" / "train_data.json").write_text(json.dumps(rows))
 
 
-def machine() -> dict[str, Any]:
-    """What was measured on."""
-    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    versions = {}
-    for name in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "processors": len(os.sched_getaffinity(0)),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "load_average_at_start": round(os.getloadavg()[0], 2),
-        "versions": versions,
-    }
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -222,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="where the results go, as JSON")
     options = parser.parse_args(arguments)
     settings = Settings(tuple(options.workers), options.scenes, options.rounds, options.batches)
-    results: dict[str, Any] = {"machine": machine(), "sets": {}}
+    results: dict[str, Any] = {"machine": machine(LIBRARIES), "sets": {}}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         draw = ["--output", str(root / "drawn PNG"), "--train", str(settings.scenes), "--test", "1", "--size", "1024", "--records", "4"]

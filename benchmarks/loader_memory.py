@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.loader import TOKENIZER, machine
+from benchmarks.loader import LIBRARIES, TOKENIZER
+from benchmarks.machine import machine
 from data_pipeline.loader import Loader, LoaderConfig, open_shards
 from data_pipeline.manifest import seal
 from data_pipeline.schema import MANIFEST, Record
@@ -129,7 +130,13 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = write_index(Path(scratch) / "shards", options.records)
         found = measure(folder, options.rows, options.workers, (192, 256)[2 - options.buckets :])
-    results = {"machine": machine(), "records": options.records, "workers": options.workers, "token_buckets": options.buckets, **found}
+    results = {
+        "machine": machine(LIBRARIES),
+        "records": options.records,
+        "workers": options.workers,
+        "token_buckets": options.buckets,
+        **found,
+    }
     print(json.dumps(results, indent=1))
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)

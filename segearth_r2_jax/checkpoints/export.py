@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -72,60 +73,80 @@ REFERENCE_TEMPLATE = "eval_llama2"
 _TRAINED_IN_FULL = ("lm_head", "pixel_decoder", "predictor", "SEG_token_projector")
 
 
-def export_reference(
-    source: Path,
-    target: Path,
-    *,
-    dtype: np.typing.DTypeLike | None = None,
-    form: str = "merged",
-    force: bool = False,
-    max_shard_bytes: float = 5e9,
-    progress: Callable[[int, int], None] | None = None,
-) -> Report:
-    """Write the parameters of the checkpoint folder `source`, the newest step's where it has steps, to the folder `target`.
+class Export:
+    """A checkpoint folder on its way to PyTorch, understood and checked: its shapes are those of its network. No value is read yet."""
 
-    Tensors that the reference stores without using are written if an import kept them.
+    def __init__(self, source: Path, *, form: str = "merged", dtype: np.typing.DTypeLike | None = None):
+        """Of the folder `source` the newest step's parameters are taken where it has steps. Tensors that the reference stores without
+        using go along if an import kept them.
 
-    dtype: of all floating-point tensors; by default as stored. Adapters are merged in float32 and rounded once.
-    form: one of `FORMATS`, see above.
-    progress: is told the bytes of every tensor that has been written, and the bytes of all.
+        form: one of `FORMATS`, see above.
+        dtype: of all floating-point tensors; by default as stored. Adapters are merged in float32 and rounded once.
 
-    Raises:
-        UserError: the source is not a whole checkpoint of this network or a file of it is damaged; it has no adapters to write; a value
-            does not fit into `dtype`; the target exists and `force` is not given, or cannot be written.
-    """
-    if form not in FORMATS:
-        raise UserError(f"--format {form}: expected one of {', '.join(FORMATS)}")
-    check_target(target, [source], force=force)
-    settings, config = manager.read_config(source), manager.read_model_config(source)
-    if form == "adapter" and config.phi.lora is None:
-        raise UserError(f"{source}: has no low-rank adapters; --format merged writes its weights")
-    outgoing = _Outgoing(source, config, form, dtype)
-    content = reference_config(_without_adapters(config), settings.get("reference"))
-    content[EXTRA]["template"] = template = settings.get("template", REFERENCE_TEMPLATE)
-    content.pop("torch_dtype", None)
-    stored_as = {outgoing.layout[name][1].name for name, parts in outgoing.keys.parts.items() if parts}
-    if len(stored_as) == 1:
-        content["torch_dtype"] = stored_as.pop()
-    with built_aside(target) as folder, _compared_meanwhile(outgoing.trees):
-        if form == "merged":
-            write_safetensors(folder, outgoing.stream(outgoing.layout, progress), outgoing.layout, max_shard_bytes=max_shard_bytes)
-        else:
-            base = str((settings.get("reference") or {}).get("_name_or_path") or "")
-            _write_adapter(folder, outgoing, config.phi.lora, base, progress)
-        write_json(folder / "config.json", content)
-        for name in TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-    kind = {"merged": "checkpoint folder -> PyTorch", "adapter": "checkpoint folder -> PyTorch, adapters and what is trained beside them"}
-    return make_report(kind[form], outgoing.keys, outgoing.entries, template)
+        Raises:
+            UserError: the source is not a whole checkpoint of this network; it has no adapters to write.
+        """
+        if form not in FORMATS:
+            raise UserError(f"--format {form}: expected one of {', '.join(FORMATS)}")
+        self.source, self.form = source, form
+        self._settings, self._config = manager.read_config(source), manager.read_model_config(source)
+        if form == "adapter" and self._config.phi.lora is None:
+            raise UserError(f"{source}: has no low-rank adapters; --format merged writes its weights")
+        self._outgoing = _Outgoing(source, self._config, form, dtype)
+        self.template: str = self._settings.get("template", REFERENCE_TEMPLATE)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors that are written."""
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self._outgoing.layout.values())
+
+    def report(self) -> Report:
+        """What becomes of every tensor; with the checksums of those that have been read so far."""
+        what = {"merged": "PyTorch", "adapter": "PyTorch, adapters and what is trained beside them"}[self.form]
+        return make_report(f"checkpoint folder -> {what}", self._outgoing.keys, self._outgoing.entries.values(), self.template)
+
+    def write(
+        self, target: Path, *, force: bool = False, max_shard_bytes: float = 5e9, written: Callable[[int], None] | None = None
+    ) -> Report:
+        """Write the folder; it appears when it is whole.
+
+        written: is told the bytes of every tensor that has been written.
+
+        Raises:
+            UserError: a file of the source is damaged; a value does not fit into the dtype; the target exists and `force` is not given,
+                or cannot be written.
+        """
+        check_target(target, [self.source], force=force)
+        outgoing, told = self._outgoing, written or (lambda size: None)
+        with built_aside(target) as folder, _compared_meanwhile(outgoing.trees):
+            if self.form == "merged":
+                write_safetensors(folder, outgoing.stream(outgoing.layout, told), outgoing.layout, max_shard_bytes=max_shard_bytes)
+            else:
+                base = str((self._settings.get("reference") or {}).get("_name_or_path") or "")
+                _write_adapter(folder, outgoing, self._config.phi.lora, base, told)
+            write_json(folder / "config.json", self._content())
+            for name in TOKENIZER_FILES:
+                if (self.source / name).is_file():
+                    shutil.copyfile(self.source / name, folder / name)
+        return self.report()
+
+    def _content(self) -> dict[str, Any]:
+        """The reference's config.json."""
+        content = reference_config(without_adapters(self._config), self._settings.get("reference"))
+        content[EXTRA]["template"] = self.template
+        content.pop("torch_dtype", None)
+        layout = self._outgoing.layout
+        stored_as = {layout[name][1].name for name, parts in self._outgoing.keys.parts.items() if parts}
+        if len(stored_as) == 1:
+            content["torch_dtype"] = stored_as.pop()
+        return content
 
 
 class _Outgoing:
     """The reference's tensors of a checkpoint folder, read and laid out one at a time.
 
     keys: the table of the tensors that are written; layout: their shapes and dtypes, in the order in which they are quick to read;
-    trees: the folders of arrays that they come from; entries: the report's lines of those that have been written.
+    trees: the folders of arrays that they come from; entries: the report's lines, with the checksums of what has been read.
     """
 
     def __init__(self, source: Path, config: SegEarthR2Config, form: str, dtype: np.typing.DTypeLike | None):
@@ -142,85 +163,102 @@ class _Outgoing:
         unused = tree_shapes(unused_tree) if is_whole(unused_tree) else {}
         self._readers: dict[str, LeafReader] = {}
         if form == "merged":
-            self.keys = _table(segearth_r2_rules(_without_adapters(config)), stored)
+            self.keys = _table(segearth_r2_rules(without_adapters(config)), stored)
         else:
             trained = {path for path, tree in self._trees.items() if tree.name == "trainable"}
             rules = [rule for rule in segearth_r2_rules(config) if _is_trained(rule, trained)]
             self.keys = _table(rules, stored)
         self._unused = {name: unused_tree for name in unused if name.split(":")[0] in self.keys.parts}
+        self._dtypes |= {name: np.dtype(unused[name].dtype) for name in self._unused}
         if form == "merged" and (unknown := sorted(unused.keys() - self._unused.keys())):
             raise UserError(f"{unused_tree}: unknown tensor {unknown[0]}: no rule of this model names it")
         self.trees = sorted({*self._trees.values(), *self._unused.values()})
-        self.entries: list[Entry] = []
         self.layout: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         for name, parts in self.keys.parts.items():
             if not parts and name in unused:
                 self.layout[name] = tuple(unused[name].shape), self._stored_as(np.dtype(unused[name].dtype))
             elif parts:
                 self.layout[name] = tuple(self.keys.shapes[name]), self._stored_as(self._dtype_of(parts))
+        self.entries = {name: self._entry(name) for name in self.layout}
 
-    def stream(self, names: Iterable[str], progress: Callable[[int, int], None] | None) -> Iterator[tuple[str, np.ndarray]]:
+    def stream(self, names: Iterable[str], written: Callable[[int], None]) -> Iterator[tuple[str, np.ndarray]]:
         """(name, array) of `names`, in their layout."""
-        total = _bytes(self.layout)
         for name in names:
-            values, entry = self._tensor(name)
+            values, crc = self._tensor(name)
             yield name, values
-            self.entries.append(entry)
-            if progress is not None:
-                progress(values.nbytes, total)
+            self.entries[name] = dataclasses.replace(self.entries[name], crc32c=f"{crc:08x}")
+            written(values.nbytes)
 
-    def _tensor(self, name: str) -> tuple[np.ndarray, Entry]:
+    def _tensor(self, name: str) -> tuple[np.ndarray, int]:
+        """The values in their layout, and the checksum of the stored ones."""
         parts = self.keys.parts[name]
         shape, dtype = self.layout[name]
-        sources, transforms, pieces, crc = [], [], [], 0
-        for number, part in enumerate(parts or [None]):
-            where = name if part is None else f"{name}:{number}" if part.path is None else part.path
-            if part is not None and part.path is None and where not in self._unused:
-                pieces.append(np.zeros(_rows_shape(part, shape), self._dtype_of(parts)))
-                transforms.append("zeros for rows without use")
+        pieces, crc = [], 0
+        for where, part in self._stored_parts(name):
+            if where is None:
+                pieces.append(np.zeros((part.stop - part.start, *shape[1:]), self._dtype_of(parts)))
                 continue
             reader = self._reader(where)
             values = reader.read() if part is None or part.index is None else reader.row(part.index)
             for chunk in contiguous_chunks(values):
                 crc = google_crc32c.extend(crc, chunk)
-            sources.append(where if part is None or part.index is None else f"{where}[{part.index}]")
             if part is not None and part.path is not None:
-                values, transform = self._merged(part, values)
+                if self._is_merged(part.path):
+                    values = self._merged(part, values)
                 values = values if part.layout is None else values.transpose(np.argsort(part.layout))
-                transforms += [*transform, *(["axes in PyTorch's order"] if part.layout is not None else [])]
                 if part.index == reader.shape[0] - 1:
                     reader.release()
             pieces.append(values)
-        if len(pieces) > 1:
-            # Rows that were kept for the way back may have been stored in another dtype than those that were since trained.
-            joined = np.concatenate([piece.astype(self._dtype_of(parts), copy=False) for piece in pieces])
-            transforms.append(f"joined from {len(pieces)}")
-        else:
-            joined = pieces[0]
+        # Rows that were kept for the way back may have been stored in another dtype than those that were since trained.
+        joined = np.concatenate([piece.astype(self._dtype_of(parts), copy=False) for piece in pieces]) if len(pieces) > 1 else pieces[0]
         if joined.dtype != dtype or not joined.flags.c_contiguous:
             joined = np.asarray(LazyLeaf(shape, dtype, (Piece(joined, name, None, None, None),), stacked=False))
-        tree = self._tree(next(part.path for part in parts if part.path) if parts else name)
-        stored = self._dtype_of(parts) if parts else self._reader(name).dtype
-        return joined, Entry(
+        return joined, crc
+
+    def _entry(self, name: str) -> Entry:
+        parts = self.keys.parts[name]
+        sources, transforms = [], []
+        for where, part in self._stored_parts(name):
+            if where is None:
+                transforms.append("zeros for rows without use")
+                continue
+            sources.append(where if part is None or part.index is None else f"{where}[{part.index}]")
+            if part is not None and part.path is not None:
+                if self._is_merged(part.path):
+                    transforms.append(f"merged with its adapter (times {self._lora.alpha / self._lora.rank:g})")
+                if part.layout is not None:
+                    transforms.append("axes in PyTorch's order")
+        if len(parts) > 1:
+            transforms.append(f"joined from {len(parts)}")
+        path = next(part.path for part in parts if part.path) if parts else name
+        stored = self._dtype_of(parts) if parts else self._dtypes[name]
+        shape, dtype = self.layout[name]
+        return Entry(
             key=name,
-            file=str(tree.relative_to(self._source)),
+            file=str(self._tree(path).relative_to(self._source)),
             source=" + ".join(sources),
             goes=(name,),
             transform=", ".join(dict.fromkeys(transforms)) or "as stored",
             shape=shape,
             dtype=stored.name,
             stored_as=dtype.name,
-            crc32c=f"{crc:08x}",
         )
 
-    def _merged(self, part: Part, kernel: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        parent, _, leaf = part.path.rpartition("/")
-        if self._lora is None or leaf != "kernel" or f"{parent}/lora_a" not in self._trees:
-            return kernel, []
+    def _stored_parts(self, name: str) -> Iterator[tuple[str | None, Part | None]]:
+        """What a tensor is joined from: the stored leaf or unused tensor (None: rows that nobody kept), and the part; None: all of it."""
+        for number, part in enumerate(self.keys.parts[name] or [None]):
+            where = name if part is None else f"{name}:{number}" if part.path is None else part.path
+            yield (None if part is not None and part.path is None and where not in self._unused else where), part
+
+    def _is_merged(self, path: str) -> bool:
+        parent, _, leaf = path.rpartition("/")
+        return self._lora is not None and leaf == "kernel" and f"{parent}/lora_a" in self._trees
+
+    def _merged(self, part: Part, kernel: np.ndarray) -> np.ndarray:
+        parent = part.path.rpartition("/")[0]
         readers = [self._reader(f"{parent}/{adapter}") for adapter in ("lora_a", "lora_b")]
         a, b = (reader.read() if part.index is None else reader.row(part.index) for reader in readers)
-        scale = self._lora.alpha / self._lora.rank
-        return merge(kernel, a, b, self._lora, dtype=arithmetic(kernel, a, b)), [f"merged with its adapter (times {scale:g})"]
+        return merge(kernel, a, b, self._lora, dtype=arithmetic(kernel, a, b))
 
     def _dtype_of(self, parts: tuple[Part, ...]) -> np.dtype:
         """The dtype in which the used part of a tensor is stored."""
@@ -238,12 +276,12 @@ class _Outgoing:
         return self._readers[path]
 
 
-def _write_adapter(folder: Path, outgoing: _Outgoing, lora: LoraConfig, base: str, progress: Callable[[int, int], None] | None) -> None:
+def _write_adapter(folder: Path, outgoing: _Outgoing, lora: LoraConfig, base: str, written: Callable[[int], None]) -> None:
     adapters = [name for name in outgoing.layout if ".lora_" in name]
     others = [name for name in outgoing.layout if ".lora_" not in name]
 
     def named(names: list[str]) -> tuple[Iterator[tuple[str, np.ndarray]], Layout]:
-        tensors = ((f"{PEFT_PREFIX}{name}", values) for name, values in outgoing.stream(names, progress))
+        tensors = ((f"{PEFT_PREFIX}{name}", values) for name, values in outgoing.stream(names, written))
         return tensors, {f"{PEFT_PREFIX}{name}": outgoing.layout[name] for name in names}
 
     write_safetensors_file(folder / ADAPTER_WEIGHTS, *named(adapters))
@@ -292,16 +330,8 @@ def _leaf_shapes(config: SegEarthR2Config) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in flatten(module_params(model)).items()}
 
 
-def _without_adapters(config: SegEarthR2Config) -> SegEarthR2Config:
+def without_adapters(config: SegEarthR2Config) -> SegEarthR2Config:
     return dataclasses.replace(config, phi=dataclasses.replace(config.phi, lora=None))
-
-
-def _rows_shape(part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (part.stop - part.start, *shape[1:])
-
-
-def _bytes(layout: Layout) -> int:
-    return sum(int(np.prod(shape, dtype=object)) * dtype.itemsize for shape, dtype in layout.values())
 
 
 @contextlib.contextmanager

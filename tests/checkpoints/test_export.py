@@ -18,7 +18,8 @@ import pytest
 import safetensors.numpy
 
 from segearth_r2_jax.checkpoints import leaf_reader, manager
-from segearth_r2_jax.checkpoints.export import export_reference
+from segearth_r2_jax.checkpoints.conversion_report import Report
+from segearth_r2_jax.checkpoints.export import Export
 from segearth_r2_jax.checkpoints.key_rules import KeyMap
 from segearth_r2_jax.checkpoints.lora import merge
 from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
@@ -52,6 +53,15 @@ def random_leaves(config: SegEarthR2Config, dtype: np.typing.DTypeLike) -> dict[
     rng = np.random.default_rng(0)
     leaves = {path: rng.standard_normal(shape, np.float32) for path, shape in leaf_shapes(config).items()}
     return {path: leaf if "/lora_" in path else leaf.astype(dtype) for path, leaf in leaves.items()}
+
+
+def export(source: Path, target: Path, *, form: str = "merged", dtype: str | None = None, **options) -> Report:
+    """Exports; what was planned is what was done."""
+    outgoing = Export(source, form=form, dtype=dtype)
+    planned = outgoing.report()
+    report = outgoing.write(target, **options)
+    assert planned == dataclasses.replace(report, entries=tuple(dataclasses.replace(entry, crc32c=None) for entry in report.entries))
+    return report
 
 
 def write(folder: Path, config: SegEarthR2Config, leaves: dict[str, np.ndarray], trained: tuple[str, ...] = ()) -> Path:
@@ -109,7 +119,7 @@ def window(request, monkeypatch) -> None:
 @pytest.mark.parametrize("max_shard_bytes", [5e9, 1e5], ids=["one file", "shards"])
 def test_every_tensor_is_written_bit_for_bit(tmp_path, plain, window, max_shard_bytes):
     source, leaves = plain
-    report = export_reference(source, tmp_path / "out", max_shard_bytes=max_shard_bytes)
+    report = export(source, tmp_path / "out", max_shard_bytes=max_shard_bytes)
     tensors = expected(tiny(None), leaves)
     assert bits(read(tmp_path / "out")) == bits(tensors)
     assert (tmp_path / "out" / "model.safetensors.index.json").exists() == (max_shard_bytes == 1e5)
@@ -122,7 +132,7 @@ def test_every_tensor_is_written_bit_for_bit(tmp_path, plain, window, max_shard_
 
 def test_the_report_says_of_every_tensor_where_it_came_from(tmp_path, plain):
     source, leaves = plain
-    entries = {entry.key: entry for entry in export_reference(source, tmp_path / "out").entries}
+    entries = {entry.key: entry for entry in export(source, tmp_path / "out").entries}
     assert entries.keys() == expected(tiny(None), leaves).keys()
     entry = entries["model.layers.1.mlp.fc1.weight"]
     assert (entry.file, entry.source, entry.goes) == ("base", "phi/layers/mlp/fc1/kernel[1]", ("model.layers.1.mlp.fc1.weight",))
@@ -140,13 +150,12 @@ def test_the_report_says_of_every_tensor_where_it_came_from(tmp_path, plain):
 def test_a_dtype_is_that_of_all_numbers_with_a_point(tmp_path, plain):
     source, leaves = plain
     told = []
-    export_reference(source, tmp_path / "out", dtype="float32", progress=lambda size, total: told.append((size, total)))
+    export(source, tmp_path / "out", dtype="float32", written=told.append)
     wide = {name: array if array.dtype == np.int64 else array.astype(np.float32) for name, array in expected(tiny(None), leaves).items()}
     assert bits(read(tmp_path / "out")) == bits(wide)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float32"
     total = sum(array.nbytes for array in wide.values())
-    assert {entry[1] for entry in told} == {total}
-    assert sum(size for size, _ in told) == total
+    assert sum(told) == total == Export(source, dtype="float32").nbytes
 
 
 def test_a_value_that_the_dtype_cannot_hold_is_refused(tmp_path):
@@ -154,14 +163,14 @@ def test_a_value_that_the_dtype_cannot_hold_is_refused(tmp_path):
     leaves["seg_projector/bias"][0] = 1e6
     source = write(tmp_path / "checkpoint", tiny(None), leaves)
     with pytest.raises(UserError, match=r"key SEG_token_projector.bias: its largest value 1e\+06 does not fit into float16"):
-        export_reference(source, tmp_path / "half", dtype="float16")
+        export(source, tmp_path / "half", dtype="float16")
     assert os.listdir(tmp_path) == ["checkpoint"]
 
 
 @pytest.mark.parametrize("dtype", [None, "float32"])
 def test_adapters_are_merged_in_float32_and_rounded_once(tmp_path, adapted, window, dtype):
     source, leaves = adapted
-    report = export_reference(source, tmp_path / "out", dtype=dtype)
+    report = export(source, tmp_path / "out", dtype=dtype)
     merged = {path: leaf for path, leaf in leaves.items() if "/lora_" not in path}
     for name in ("q_proj", "v_proj"):
         kernel, a, b = (leaves[f"phi/layers/self_attn/{name}/{leaf}"] for leaf in ("kernel", "lora_a", "lora_b"))
@@ -178,7 +187,7 @@ def test_adapters_are_merged_in_float32_and_rounded_once(tmp_path, adapted, wind
 def test_an_adapter_has_pefts_names_and_what_is_trained_beside_it(tmp_path, adapted):
     torch = pytest.importorskip("torch", reason="torch is not installed: its reading of non_lora_trainables.bin is not checked")
     source, leaves = adapted
-    report = export_reference(source, tmp_path / "out", form="adapter")
+    report = export(source, tmp_path / "out", form="adapter")
     assert sorted(os.listdir(tmp_path / "out")) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -217,9 +226,9 @@ def test_an_adapter_has_pefts_names_and_what_is_trained_beside_it(tmp_path, adap
 
 def test_without_adapters_there_is_none_to_write(tmp_path, plain):
     with pytest.raises(UserError, match="has no low-rank adapters; --format merged writes its weights"):
-        export_reference(plain[0], tmp_path / "out", form="adapter")
+        export(plain[0], tmp_path / "out", form="adapter")
     with pytest.raises(UserError, match="--format onnx: expected one of merged, adapter"):
-        export_reference(plain[0], tmp_path / "out", form="onnx")
+        export(plain[0], tmp_path / "out", form="onnx")
     assert os.listdir(tmp_path) == []
 
 
@@ -231,7 +240,7 @@ def test_damage_is_found_before_anything_appears(tmp_path, tree):
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(UserError, match=rf"{tree} is damaged: .* has other bytes than were written"):
-        export_reference(source, tmp_path / "out")
+        export(source, tmp_path / "out")
     assert os.listdir(tmp_path) == ["checkpoint"]
 
 
@@ -239,12 +248,12 @@ def test_a_checkpoint_that_lacks_a_parameter_or_has_one_too_many_is_refused(tmp_
     leaves = random_leaves(tiny(None), np.float16)
     without = {path: leaf for path, leaf in leaves.items() if path != "seg_projector/bias"}
     with pytest.raises(UserError, match="missing parameter seg_projector/bias"):
-        export_reference(write(tmp_path / "a", tiny(None), without), tmp_path / "out")
+        export(write(tmp_path / "a", tiny(None), without), tmp_path / "out")
     with pytest.raises(UserError, match="unknown parameter seg_projector/gain"):
-        export_reference(write(tmp_path / "b", tiny(None), {**leaves, "seg_projector/gain": np.ones(1)}), tmp_path / "out")
+        export(write(tmp_path / "b", tiny(None), {**leaves, "seg_projector/gain": np.ones(1)}), tmp_path / "out")
     other = dataclasses.replace(tiny(None), phi=dataclasses.replace(tiny(None).phi, embed_rows=34))
     with pytest.raises(UserError, match=r"embed_tokens/table has shape \[33, 96\], the model expects \[34, 96\]"):
-        export_reference(write(tmp_path / "c", other, leaves), tmp_path / "out")
+        export(write(tmp_path / "c", other, leaves), tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
 
 

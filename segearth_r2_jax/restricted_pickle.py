@@ -138,9 +138,11 @@ def load_pickle(
         raise UserError(f"{name}: not a pickle, or cut short, after byte {done} ({' '.join(str(error).split()):.120})") from None
 
 
-def shown(text: Any) -> str:
-    """A text from a file for a message: on one line, without control characters, not long."""
-    return f"{text!r:.200}"[1:-1] if isinstance(text, str) else f"a {type(text).__name__}"
+def shown(value: Any) -> str:
+    """A value from a file for a message: texts on one line, without control characters, not long; of others what they are."""
+    if isinstance(value, str):
+        return f"{value!r:.200}"[1:-1]
+    return value.name if isinstance(value, Constructor | InertClass | Named) else f"a {type(value).__name__}"
 
 
 def _next(stream: Any, data: Source) -> tuple[str, Any]:
@@ -364,7 +366,7 @@ class _Machine:
         if isinstance(function, InertClass):
             return self._new(function, arguments)
         if not isinstance(function, Constructor) or not isinstance(arguments, tuple):
-            raise Refused(f"calls {_described(function)}, which is no constructor; it is not obeyed")
+            raise Refused(f"calls {shown(function)}, which is no constructor; it is not obeyed")
         try:
             return function.function(*arguments)
         except (TypeError, ValueError, OverflowError) as error:
@@ -372,7 +374,7 @@ class _Machine:
 
     def _new(self, cls: Any, arguments: Any, keywords: Any = None) -> Inert:
         if not isinstance(cls, InertClass) or not isinstance(arguments, tuple) or not isinstance(keywords, dict | None):
-            raise Refused(f"makes an object of {_described(cls)}, which is no class that this file may hold; it is not obeyed")
+            raise Refused(f"makes an object of {shown(cls)}, which is no class that this file may hold; it is not obeyed")
         return Inert(cls.name, arguments, keywords or {})
 
     def _top(self) -> Any:
@@ -398,11 +400,6 @@ class _Machine:
 
 def _whole(value: Any) -> Any:
     return value.finished if isinstance(value, Unfinished) and value.finished is not None else value
-
-
-def _described(value: Any) -> str:
-    """What a file tries to call, for a message."""
-    return value.name if isinstance(value, Constructor | InertClass | Named) else shown(value)
 
 
 def _keys(keys: list[Any], container: str) -> list[Any]:

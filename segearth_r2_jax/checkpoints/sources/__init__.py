@@ -1,0 +1,1 @@
+"""What PyTorch users have -> one state dict in the reference's names, unread: merged weights, adapters, DeepSpeed runs, starting points."""

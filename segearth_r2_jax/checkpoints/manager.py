@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -71,13 +71,13 @@ def read_model_config(directory: epath.PathLike) -> SegEarthR2Config:
         raise UserError(f"{absolute(directory) / 'config.json'}: not a network of this version ({error})") from error
 
 
-def save_base(directory: epath.PathLike, params: Params) -> None:
-    """Write the parameters that training does not change, once and whole.
+def save_base(directory: epath.PathLike, params: Params, written: Callable[[int], None] | None = None) -> None:
+    """Write the parameters that training does not change, once and whole; `params` and `written` as `save_tree` takes them.
 
     Raises:
         UserError: the folder has them already.
     """
-    save_tree(absolute(directory) / "base", params)
+    save_tree(absolute(directory) / "base", params, written)
 
 
 def load_base(directory: epath.PathLike, abstract_params: Params) -> Params | None:
@@ -109,10 +109,10 @@ def keep_base(directory: epath.PathLike, params: Params) -> None:
     save_base(directory, params)
 
 
-def save_unused(directory: epath.PathLike, tensors: Mapping[str, Any]) -> None:
+def save_unused(directory: epath.PathLike, tensors: Mapping[str, Any], written: Callable[[int], None] | None = None) -> None:
     """Keep the reference tensors that the network does not use, by the names that `KeyMap.to_parameters` gave."""
     if tensors:
-        save_tree(absolute(directory) / "unused", dict(tensors))
+        save_tree(absolute(directory) / "unused", dict(tensors), written)
 
 
 def load_unused(directory: epath.PathLike) -> dict[str, np.ndarray]:

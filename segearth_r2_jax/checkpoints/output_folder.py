@@ -16,12 +16,16 @@ from segearth_r2_jax.errors import UserError
 def check_target(target: Path, sources: list[Path], *, force: bool) -> None:
     """Whether `target` may be written, before any work is done.
 
+    What a killed process left beside it (a hidden folder with its process number) is deleted; a target that it was about to replace
+    gets its place back.
+
     Raises:
         UserError: it exists and `force` is not given, or it is no checkpoint; it is one of the sources or holds one.
     """
     for source in sources:
         if source.resolve() == target.resolve() or target.resolve() in source.resolve().parents:
             raise UserError(f"{target}: is or holds the source; expected another place")
+    _tidy_up(target.absolute())
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not force:
@@ -30,20 +34,17 @@ def check_target(target: Path, sources: list[Path], *, force: bool) -> None:
         raise UserError(f"{target}: exists and is no checkpoint folder; it is not replaced")
 
 
-_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR)
+_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR)
 
 
 @contextlib.contextmanager
 def built_aside(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its place when it is whole, and vanishes if it never is.
-
-    What a killed process left (a hidden folder with its process number) is deleted by the next one that writes the same target.
+    """A folder beside `target` that takes its place when it is whole, and vanishes if it never is. `check_target` goes before.
 
     Raises:
         UserError: the disk is full, or may not be written.
     """
     target = target.absolute()
-    _delete_leftovers(target)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -63,8 +64,7 @@ def built_aside(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _delete_leftovers(target: Path) -> None:
-    """Of processes that are no more. A target that was replaced half-way gets its old folder back."""
+def _tidy_up(target: Path) -> None:
     if not target.parent.is_dir():
         return
     pattern = re.compile(rf"\.{re.escape(target.name)}\.(partial|replaced)-(\d+)")
@@ -88,19 +88,13 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _reason(error: Exception | None) -> str | None:
-    """What the operating system says, if that is why `error` was raised; libraries wrap it in exceptions of their own."""
+def _reason(error: BaseException | None) -> str | None:
+    """What the operating system says, if that is why `error` was raised; libraries wrap it in exceptions and texts of their own."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EROFS,
-            errno.EPERM,
-            errno.ENOTDIR,
-        ):
+        if isinstance(error, OSError) and error.errno in _REASONS:
             return error.strerror
-        if "No space left on device" in str(error) or "RESOURCE_EXHAUSTED" in str(error) or "Disk quota exceeded" in str(error):
-            return os.strerror(errno.ENOSPC)
+        said = next((number for number in _REASONS if os.strerror(number) in str(error)), None)
+        if said is not None:
+            return os.strerror(said)
         error = error.__cause__ or error.__context__
     return None

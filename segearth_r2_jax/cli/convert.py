@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-HELP = "convert weights: PyTorch (model.safetensors, config.json) <-> a checkpoint folder, whichever the source is not"
+if TYPE_CHECKING:
+    from segearth_r2_jax.checkpoints.conversion_report import Report
+    from segearth_r2_jax.checkpoints.reference_import import Import
+    from segearth_r2_jax.checkpoints.sources.reference_checkpoint import ReferenceCheckpoint
+
+HELP = "convert weights: PyTorch <-> a checkpoint folder, whichever the source is not"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from segearth_r2_jax.inputs.conversation import TEMPLATES
 
-    parser.add_argument("--source", required=True, type=Path, metavar="PATH", help="a folder of either kind, or a .safetensors file")
-    parser.add_argument("--target", required=True, type=Path, metavar="DIR", help="the folder to write")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        metavar="PATH",
+        help="PyTorch: a folder of safetensors or .bin files, a PEFT adapter, a DeepSpeed run; or a checkpoint folder",
+    )
+    parser.add_argument("--target", type=Path, metavar="DIR", help="the folder to write")
+    parser.add_argument("--base", type=Path, metavar="PATH", help="the weights that the source's adapter or partial weights belong onto")
+    parser.add_argument("--lora-alpha", type=float, metavar="X", help="of adapters whose source does not say it (DeepSpeed)")
+    parser.add_argument(
+        "--assemble", action="store_true", help="make the starting point of training from --mipha, --mask2former and perhaps --siglip"
+    )
+    parser.add_argument("--mipha", type=Path, metavar="DIR", help="Mipha-3B: language model, SigLIP and projector")
+    parser.add_argument("--mask2former", type=Path, metavar="FILE", help="detectron2's model_final_54b88a.pkl: Swin-B and the mask decoder")
+    parser.add_argument("--siglip", type=Path, metavar="DIR", help="SigLIP, instead of the one in --mipha")
+    parser.add_argument("--seed", type=int, default=0, help="of the parameters that no source has (default: 0)")
+    parser.add_argument(
+        "--format",
+        choices=("merged", "adapter"),
+        help="what to write for PyTorch: all weights, adapters merged (default), or the adapter and what is trained beside it",
+    )
     parser.add_argument(
         "--dtype", choices=("float16", "bfloat16", "float32", "float64"), help="store the weights in this type (default: as they are)"
     )
@@ -21,19 +49,126 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=sorted(TEMPLATES),
         help="the prompt that PyTorch weights were trained with (default: what the source says, or the reference's own)",
     )
+    parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done; write nothing")
+    parser.add_argument("--verify", action="store_true", help="run both networks on one input afterwards and compare them (needs PyTorch)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write what became of every key as JSON (also for --dry-run)")
     parser.add_argument("--force", action="store_true", help="replace the target if it exists")
 
 
 def run(args: argparse.Namespace) -> None:
-    from segearth_r2_jax.checkpoints.convert import checkpoint_kind, export_reference, import_reference
     from segearth_r2_jax.errors import UserError
 
-    if checkpoint_kind(args.source) == "torch":
-        report = import_reference(args.source, args.target, dtype=args.dtype, template=args.template, force=args.force)
-        kinds = "PyTorch -> checkpoint folder"
+    if args.target is None and not args.dry_run:
+        raise UserError("--target: expected the folder to write (or --dry-run)")
+    if args.assemble == (args.source is not None):
+        raise UserError("expected either --source, or --assemble with --mipha and --mask2former")
+    for name in ("mipha", "mask2former", "siglip"):
+        if getattr(args, name) is not None and not args.assemble:
+            raise UserError(f"--{name}: only with --assemble")
+    if args.assemble or _is_pytorch(args.source):
+        _from_pytorch(args)
     else:
-        if args.template is not None:
-            raise UserError("--template: only for PyTorch weights; this source's config.json says which it is")
-        report = export_reference(args.source, args.target, dtype=args.dtype, force=args.force)
-        kinds = "checkpoint folder -> PyTorch"
-    print(f"{args.source} -> {args.target} ({kinds})", *report.lines(), sep="\n")
+        _to_pytorch(args)
+
+
+def _is_pytorch(source: Path) -> bool:
+    """Whether PyTorch weights lie at `source`, not a checkpoint folder of this project.
+
+    Raises:
+        UserError: neither, or both.
+    """
+    from segearth_r2_jax.checkpoints import manager
+    from segearth_r2_jax.checkpoints.sources.open import is_source
+    from segearth_r2_jax.errors import UserError
+
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder")
+    ours = source.is_dir() and (manager.has_base(source) or manager.latest_step(source) is not None)
+    theirs = is_source(source)
+    if ours and theirs:
+        raise UserError(f"{source}: holds PyTorch weights and an Orbax checkpoint; expected one of them")
+    if not ours and not theirs:
+        raise UserError(f"{source}: no weights there; expected PyTorch's (docs/convert.md lists which) or an Orbax checkpoint")
+    return theirs
+
+
+def _from_pytorch(args: argparse.Namespace) -> None:
+    from segearth_r2_jax.checkpoints.reference_import import Import
+    from segearth_r2_jax.errors import UserError
+
+    if args.format is not None:
+        raise UserError("--format: only for a checkpoint folder as --source")
+    if args.verify and args.dry_run:
+        raise UserError("--verify: there is nothing to compare with --dry-run")
+    incoming = Import(_open(args), dtype=args.dtype, template=args.template)
+    if args.dry_run:
+        _show(args, incoming.report())
+        return
+    with _progress(incoming.nbytes) as written:
+        report = incoming.write(args.target, force=args.force, written=written)
+    _show(args, report)
+    if args.verify:
+        _verify(incoming, args.target)
+
+
+def _open(args: argparse.Namespace) -> ReferenceCheckpoint:
+    from segearth_r2_jax.checkpoints.sources.assemble import assemble
+    from segearth_r2_jax.checkpoints.sources.open import open_source
+    from segearth_r2_jax.errors import UserError
+
+    if not args.assemble:
+        return open_source(args.source, base=args.base, lora_alpha=args.lora_alpha)
+    for name in ("mipha", "mask2former"):
+        if getattr(args, name) is None:
+            raise UserError(f"--assemble: expected --{name} as well")
+    return assemble(args.mipha, args.mask2former, siglip=args.siglip, seed=args.seed)
+
+
+def _to_pytorch(args: argparse.Namespace) -> None:
+    from segearth_r2_jax.checkpoints.export import Export
+    from segearth_r2_jax.errors import UserError
+
+    for name in ("template", "base", "lora_alpha"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')}: only for PyTorch weights; {args.source} is a checkpoint folder")
+    if args.verify:
+        raise UserError("--verify: compares PyTorch weights with what was made of them; convert the written folder back with it")
+    outgoing = Export(args.source, form=args.format or "merged", dtype=args.dtype)
+    if args.dry_run:
+        _show(args, outgoing.report())
+        return
+    with _progress(outgoing.nbytes) as written:
+        report = outgoing.write(args.target, force=args.force, written=written)
+    _show(args, report)
+
+
+def _verify(incoming: Import, target: Path) -> None:
+    from segearth_r2_jax.checkpoints.verify_torch import verify
+
+    print(*verify(incoming.checkpoint, target).lines(), sep="\n")
+
+
+def _show(args: argparse.Namespace, report: Report) -> None:
+    from segearth_r2_jax.checkpoints.json_files import write_json
+
+    print(f"{args.source or 'assembled'} -> {args.target or '(nothing written)'}", *report.lines(), sep="\n")
+    if args.report is not None:
+        write_json(args.report, report.to_dict())
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, a line every tenth in a log."""
+    from tqdm import tqdm
+
+    done = 0
+
+    def told(size: int) -> None:
+        nonlocal done
+        before, done = done, done + size
+        bar.update(size)
+        if bar.disable and total > 1e9 and before * 10 // total < done * 10 // total:
+            print(f"converted {done / 1e9:.1f} of {total / 1e9:.1f} GB", file=sys.stderr, flush=True)
+
+    with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=None) as bar:
+        yield told

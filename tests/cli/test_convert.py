@@ -17,10 +17,13 @@ import optax
 import pytest
 
 from segearth_r2_jax.checkpoints import manager
-from segearth_r2_jax.checkpoints.torch_io import SINGLE, read_safetensors, write_safetensors
+from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import SINGLE
+from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import write_safetensors as write_planned
+from segearth_r2_jax.checkpoints.torch_files.state_dict import read_state_dict
 from segearth_r2_jax.checkpoints.training_checkpoints import TrainingCheckpoints
 from segearth_r2_jax.cli import convert
 from segearth_r2_jax.errors import UserError
+from segearth_r2_jax.inputs.tokenizer import save_tokenizer, train_tokenizer
 from segearth_r2_jax.models.binding import abstract_module, flatten, module_params, unflatten
 from segearth_r2_jax.models.layers import LoraConfig
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
@@ -38,6 +41,10 @@ def run(*arguments: object) -> None:
 def convert_(source: Path, target: Path, *options: str) -> Path:
     run("--source", source, "--target", target, *options)
     return target
+
+
+def write_safetensors(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    write_planned(folder, tensors.items(), {name: (array.shape, array.dtype) for name, array in tensors.items()})
 
 
 def random_params(config: SegEarthR2Config, dtype: np.typing.DTypeLike = np.float32) -> dict:
@@ -69,7 +76,7 @@ def trained(tmp_path_factory, config) -> Path:
     flat = flatten(random_params(config))
     trainable = {path: leaf for path, leaf in flat.items() if path.startswith(("mask_decoder", "phi/lm_head"))}
     manager.write_config(folder, {"model": config.to_dict(), "template": "train_phi_v0", "mask_canvas": 256})
-    (folder / "tokenizer.json").write_text("{}")
+    save_tokenizer(train_tokenizer(["a roof and a river"], 33), folder / "tokenizer.json")
     manager.save_base(folder, unflatten({path: leaf for path, leaf in flat.items() if path not in trainable}))
     with TrainingCheckpoints(folder) as checkpoints:
         params = jax.tree.map(jnp.asarray, unflatten(trainable))
@@ -100,7 +107,7 @@ def test_a_trained_checkpoint_comes_back_from_pytorch_as_it_was(tmp_path, config
     assert bits(flatten(manager.load_parameters(back))) == bits(flatten(manager.load_parameters(trained)))
     assert manager.read_model_config(back) == config
     assert manager.read_config(back)["template"] == "train_phi_v0"
-    assert sorted(os.listdir(back)) == ["base", "config.json", "tokenizer.json", "unused"]
+    assert sorted(os.listdir(back)) == ["base", "config.json", "conversion.json", "tokenizer.json", "unused"]
     assert "parameters, 0 not used by the network and kept" in report
     assert "not used, not there: predictor.query_feat.*" in report
     assert "prompt template: train_phi_v0" in report
@@ -117,14 +124,14 @@ def test_what_the_reference_stores_and_does_not_use_comes_back_byte_for_byte(tmp
             (config.swin.window**2,) * 2
         ),
     }
-    stored = {name: np.asarray(tensor) for name, tensor in read_safetensors(torch_folder).items()}
+    stored = {name: np.array(tensor) for name, tensor in read_state_dict(torch_folder).items()}
     packed = "predictor.transformer_self_attention_layers.0.self_attn.in_proj_weight"
     stored[packed] = np.arange(stored[packed].size, dtype=np.float32).reshape(stored[packed].shape)
     stored |= unused
-    write_safetensors(torch_folder, stored.items())
+    write_safetensors(torch_folder, stored)
     edit_config(torch_folder, lambda content: content.update(extra=[1, None]))  # what this project does not know travels too
     back = convert_(convert_(torch_folder, tmp_path / "orbax"), tmp_path / "back")
-    assert bits(read_safetensors(back)) == bits(stored)
+    assert bits(read_state_dict(back)) == bits(stored)
     report = capsys.readouterr().out
     assert "5 not used by the network and kept" in report
     for line in ("not used: predictor.query_feat.* (1)", f"used in part: {packed.replace('.0.', '.*.')} (3)"):
@@ -137,16 +144,16 @@ def test_dtype_changes_parameters_on_the_way_in_and_everything_on_the_way_out(tm
     params = flatten(manager.load_parameters(half))
     assert {leaf.dtype.name for leaf in params.values()} == {"bfloat16"}
     out = convert_(half, tmp_path / "out", "--dtype", "float32")
-    assert {tensor.dtype.name for tensor in read_safetensors(out).values()} == {"float32"}
+    assert {tensor.dtype.name for tensor in read_state_dict(out).values()} == {"float32"}
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
     name = "SEG_token_projector.weight"
-    np.testing.assert_array_equal(read_safetensors(out)[name], params["seg_projector/kernel"].astype(np.float32).T)
+    np.testing.assert_array_equal(read_state_dict(out)[name], params["seg_projector/kernel"].astype(np.float32).T)
 
 
 def test_a_value_that_the_dtype_cannot_hold_is_refused(tmp_path, torch_folder):
-    stored = {name: np.asarray(tensor) for name, tensor in read_safetensors(torch_folder).items()}
+    stored = {name: np.array(tensor) for name, tensor in read_state_dict(torch_folder).items()}
     stored["SEG_token_projector.bias"][0] = 1e6
-    write_safetensors(torch_folder, stored.items())
+    write_safetensors(torch_folder, stored)
     with pytest.raises(UserError, match=r"key SEG_token_projector.bias: its largest value 1e\+06 does not fit into float16"):
         convert_(torch_folder, tmp_path / "half", "--dtype", "float16")
     assert not (tmp_path / "half").exists()
@@ -158,7 +165,7 @@ def test_adapters_are_merged_on_the_way_out(tmp_path, config):
     params = random_params(adapted)
     manager.write_config(tmp_path / "lora", {"model": adapted.to_dict(), "template": "train_phi_v0"})
     manager.save_base(tmp_path / "lora", params)
-    out = read_safetensors(convert_(tmp_path / "lora", tmp_path / "out"))
+    out = read_state_dict(convert_(tmp_path / "lora", tmp_path / "out"))
     attention = params["phi"]["layers"]["self_attn"]
     for name in ("q_proj", "v_proj"):
         a, b = (attention[name][leaf][1].astype(np.float64) for leaf in ("lora_a", "lora_b"))
@@ -231,9 +238,9 @@ def test_attributes_that_change_numbers_are_honoured_or_refused(tmp_path, torch_
     ],
 )
 def test_a_key_that_is_missing_unknown_or_misshapen_is_named(tmp_path, torch_folder, change, message):
-    stored = {name: np.asarray(tensor) for name, tensor in read_safetensors(torch_folder).items()}
+    stored = {name: np.array(tensor) for name, tensor in read_state_dict(torch_folder).items()}
     change(stored)
-    write_safetensors(torch_folder, stored.items())
+    write_safetensors(torch_folder, stored)
     with pytest.raises(UserError, match=message):
         convert_(torch_folder, tmp_path / "out")
     assert os.listdir(tmp_path) == ["source"]
@@ -266,7 +273,7 @@ def test_a_source_that_is_neither_kind_or_both_is_refused(tmp_path, torch_folder
     with pytest.raises(UserError, match="absent: no such file or folder"):
         convert_(tmp_path / "absent", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty: no weights there; expected model\.safetensors and config.json, or an Orbax"):
+    with pytest.raises(UserError, match="empty: no weights there; expected PyTorch's"):
         convert_(tmp_path / "empty", tmp_path / "out")
     shutil.copytree(trained / "base", torch_folder / "base")
     with pytest.raises(UserError, match="holds PyTorch weights and an Orbax checkpoint"):

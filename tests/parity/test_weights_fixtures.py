@@ -13,7 +13,7 @@ from reference import fixture_config, fixture_model, fixture_parameters, referen
 from segearth_r2_jax.checkpoints import manager
 from segearth_r2_jax.checkpoints.key_rules import KeyMap, Unused
 from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
-from segearth_r2_jax.checkpoints.torch_io import read_safetensors
+from segearth_r2_jax.checkpoints.torch_files.state_dict import read_state_dict
 from segearth_r2_jax.cli import convert
 from segearth_r2_jax.models.binding import abstract_module, bind, flatten, module_params
 from segearth_r2_jax.models.layers import LoraConfig
@@ -29,7 +29,7 @@ def run(source: Path, target: Path) -> Path:
 
 def test_reference_to_orbax_to_reference_is_bit_exact_for_every_key(fixtures_dir, tmp_path):
     orbax = run(fixtures_dir / "weights.safetensors", tmp_path / "orbax")
-    back = read_safetensors(run(orbax, tmp_path / "back"))
+    back = read_state_dict(run(orbax, tmp_path / "back"))
     weights = reference_weights(fixtures_dir)
     assert back.keys() == weights.keys()
     for name, weight in weights.items():

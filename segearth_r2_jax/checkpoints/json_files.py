@@ -21,7 +21,7 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
         content = json.loads(epath.Path(path).read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a JSON {type(content).__name__}; expected an object")

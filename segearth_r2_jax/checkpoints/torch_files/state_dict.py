@@ -54,11 +54,13 @@ def _read_shards(index: Path) -> dict[str, LazyTensor]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index}: no weight_map; expected one that gives the file of every tensor")
-    tensors: dict[str, LazyTensor] = {}
-    for file_name in sorted(set(weight_map.values())):
+    names = sorted(set(weight_map.values()))
+    for file_name in names:
         # A plain name only: an index is data from elsewhere and must not make us open any other file of this machine.
         if file_name in ("", ".", "..") or "/" in file_name or "\\" in file_name or "\0" in file_name:
             raise UserError(f"{index}: names '{shown(file_name)}'; expected the name of a file in the same folder")
+    tensors: dict[str, LazyTensor] = {}
+    for file_name in names:
         file = index.parent / file_name
         for name, tensor in _read_file(file).items():
             if name in tensors:

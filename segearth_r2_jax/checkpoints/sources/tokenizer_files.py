@@ -35,14 +35,17 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def tokens_with_seg(folder: Path) -> tuple[int, bool]:
-    """How many tokens the tokenizer has once it has [SEG], and whether it has it already.
+    """How many rows the tokenizer's tokens need once it has [SEG], and whether it has it already.
+
+    That is the number of tokens, or more where their numbers have gaps.
 
     Raises:
         UserError: the files are no tokenizer.
     """
     tokenizer = _read(folder)
     known = tokenizer.token_to_id(SEG) is not None
-    return tokenizer.get_vocab_size() + (not known), known
+    tokenizer.add_tokens([SEG])
+    return max(tokenizer.get_vocab_size(), tokenizer.token_to_id(SEG) + 1), known
 
 
 def write_tokenizer(source: Path, target: Path) -> bool:

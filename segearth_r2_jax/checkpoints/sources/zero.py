@@ -27,7 +27,7 @@ import numpy as np
 from segearth_r2_jax.checkpoints.sources.derived_tensor import FlatTensors, Span, joined
 from segearth_r2_jax.checkpoints.sources.peft_names import add_plain
 from segearth_r2_jax.checkpoints.sources.reference_checkpoint import AS_STORED, Collection, Origin
-from segearth_r2_jax.checkpoints.torch_files.lazy_tensor import LazyTensor
+from segearth_r2_jax.checkpoints.torch_files.lazy_tensor import LazyTensor, is_shape
 from segearth_r2_jax.checkpoints.torch_files.torch_file import read_torch_file
 from segearth_r2_jax.errors import UserError
 
@@ -84,7 +84,7 @@ def read_zero(folder: Path) -> tuple[Collection, int]:
         dtype = spans[0][0].dtype if spans else np.dtype(np.float32)
         tensors[name], origins[name] = joined(name, spans, shape, dtype), origin
     for name, source in _mapping(model_file, model, "shared_params", {}).items():
-        if source in tensors and name not in tensors:
+        if isinstance(source, str) and source in tensors and name not in tensors:
             tensors[name], origins[name] = tensors[source], dataclasses.replace(origins[source], transform=f"shared with {source}")
     add_plain(found, tensors, origins)
     return found, 3 if stage3 else 2
@@ -161,12 +161,12 @@ def _optimizer_step(state: Mapping[str, Any]) -> int | None:
         inner = state.get(name)
         if not isinstance(inner, Mapping):
             continue
-        states = inner.get("state")
-        for entry in [*(states.values() if isinstance(states, Mapping) else []), *(inner.get("param_groups") or [])]:
+        states, groups = inner.get("state"), inner.get("param_groups")
+        for entry in [*(states.values() if isinstance(states, Mapping) else []), *(groups if isinstance(groups, list) else [])]:
             step = entry.get("step") if isinstance(entry, Mapping) else None
             if isinstance(step, LazyTensor) and math.prod(step.shape) == 1:
                 step = np.asarray(step).item()
-            if isinstance(step, int | float):
+            if isinstance(step, int | float) and math.isfinite(step):
                 return int(step)
     return None
 
@@ -200,7 +200,7 @@ def _shapes(file: Path, groups: Any, name: str) -> list[Shapes]:
         raise UserError(f"{file}: has no list {name}; a ZeRO checkpoint has it")
     for group in groups:
         for key, shape in group.items() if isinstance(group, Mapping) else [(None, None)]:
-            if not isinstance(key, str) or not isinstance(shape, tuple | list) or not all(isinstance(n, int) and n >= 0 for n in shape):
+            if not isinstance(key, str) or not isinstance(shape, tuple | list) or not is_shape(shape):
                 raise UserError(f"{file}: {name} has {key!r:.80} with {shape!r:.80}; expected shapes by name")
     return [{key: tuple(shape) for key, shape in group.items()} for group in groups]
 
@@ -212,7 +212,8 @@ def _stored(file: Path, model: Mapping[str, Any], stage3: bool) -> tuple[dict[st
     shared = _mapping(file, model, "shared_params", {})
     tensors = dict(module)
     if stage3:  # a parameter is an empty tensor there
-        buffers = model.get("buffer_names") or []
+        buffers = model.get("buffer_names")
+        buffers = buffers if isinstance(buffers, list | tuple | set) else []
         tensors = {name: tensor for name, tensor in module.items() if name in buffers}
     else:
         frozen = _mapping(file, model, "frozen_param_fragments", {})

@@ -194,6 +194,17 @@ def test_queries_are_taken_as_the_reference_takes_them(tmp_path, mipha, weights)
         assemble(mipha, write_mask2former(tmp_path / "large.pkl", theirs))
 
 
+def test_miphas_sharded_torch_files_serve_as_well(mipha, pickled, weights):
+    torch = pytest.importorskip("torch")
+    file = load_file(mipha / "model.safetensors")
+    (mipha / "model.safetensors").unlink()
+    places = {name: f"pytorch_model-0000{number % 2 + 1}-of-00002.bin" for number, name in enumerate(file)}
+    for place in set(places.values()):
+        torch.save({name: torch.from_numpy(file[name]) for name in file if places[name] == place}, mipha / place)
+    (mipha / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    same(assemble(mipha, pickled), {name: weight for name, weight in weights.items() if is_language(name) and name != EMBEDDING})
+
+
 def test_a_pth_file_of_torch_serves_as_well(tmp_path, mipha, weights):
     torch = pytest.importorskip("torch")
     model = {name: torch.from_numpy(weight) for name, weight in detectron_names(weights).items()}

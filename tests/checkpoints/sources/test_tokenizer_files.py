@@ -44,6 +44,16 @@ def test_seg_is_added_behind_all_tokens_and_the_rest_stays(source, target):
     assert n in ours.encode("here: [SEG]")
 
 
+def test_a_gap_in_the_numbers_of_the_tokens_counts_as_rows(source):
+    n = write_tokenizer_without_seg(source)
+    content = json.loads((source / "tokenizer.json").read_text())
+    last = max(content["model"]["vocab"], key=content["model"]["vocab"].get)
+    content["model"]["vocab"][last] = n + 6
+    content["added_tokens"].append({**content["added_tokens"][0], "id": n + 6, "content": last})
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    assert tokens_with_seg(source) == (n + 8, False)
+
+
 def test_a_tokenizer_that_has_seg_keeps_its_bytes(source, target):
     write_tokenizer_without_seg(source)
     write_tokenizer(source, target)

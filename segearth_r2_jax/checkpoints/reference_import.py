@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -115,20 +116,24 @@ class Import:
             write_json(partial / REPORT, report.to_dict())
         return report
 
-    def place(self, abstract_params: Params) -> Params:
-        """The parameters on the devices that the leaves of `abstract_params` (shape, dtype, sharding) name. Every process reads only what
-        its own devices hold.
+    def place(self, abstract_params: Params, dtype: np.typing.DTypeLike, *, select: str = "") -> Params:
+        """The parameters as `dtype` on the devices that the leaves of `abstract_params` (shape, sharding) name. Every process reads only
+        what its own devices hold.
+
+        select: a regular expression; only the parameters in whose path it is found are looked at, here and in `abstract_params`.
 
         Raises:
             UserError: the network that `abstract_params` belongs to is another one; a value does not fit into the dtype.
         """
-        wanted = flatten(abstract_params)
-        check_tree({path: leaf.shape for path, leaf in self.leaves.items()}, {path: leaf.shape for path, leaf in wanted.items()}, "source")
+        leaves = {path: leaf for path, leaf in self.leaves.items() if re.search(select, path)}
+        wanted = {path: leaf for path, leaf in flatten(abstract_params).items() if re.search(select, path)}
+        where = str(self.checkpoint.folder)
+        check_tree({path: leaf.shape for path, leaf in leaves.items()}, {path: leaf.shape for path, leaf in wanted.items()}, where)
         told = self._release_after(lambda size: None)
         placed = {}
         for path, leaf in wanted.items():
-            placed[path] = self.leaves[path].astype(leaf.dtype).place(leaf.sharding)
-            told(self.leaves[path].nbytes)
+            placed[path] = leaves[path].astype(dtype).place(leaf.sharding)
+            told(leaves[path].nbytes)
         return unflatten(placed)
 
     def _release_after(self, written: Callable[[int], None]) -> Callable[[int], None]:

@@ -15,7 +15,8 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from segearth_r2_jax.checkpoints.manager import has_adapters, keep_base, load_base, load_parameters
+from segearth_r2_jax.checkpoints.manager import keep_base, load_base, load_parameters
+from segearth_r2_jax.checkpoints.start_weights import StartWeights
 from segearth_r2_jax.checkpoints.training_checkpoints import TrainingCheckpoints
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.binding import Params, flatten, init_params, module_params, unflatten
@@ -140,9 +141,10 @@ def _first_params(config: RunConfig, make: Callable[[nnx.Rngs], SegEarthR2], sha
         raise UserError("config.initial_adapter: the model has no low-rank adapters (config.model.phi.lora.rank is 0)")
     loaded: dict[str, jax.Array] = {}
     if config.initial_checkpoint is not None:
-        own = config.initial_adapter is None and has_adapters(config.initial_checkpoint)
+        weights = StartWeights(config.initial_checkpoint)
+        own = config.initial_adapter is None and weights.has_adapters()
         select = f"^(?!.*{_ADAPTER})" if has_place and not own else ""
-        loaded |= flatten(load_parameters(config.initial_checkpoint, unflatten(wanted), "float32", select=select))
+        loaded |= flatten(weights.load(unflatten(wanted), "float32", select=select))
     if config.initial_adapter is not None:
         loaded |= flatten(load_parameters(config.initial_adapter, unflatten(wanted), "float32", select=_ADAPTER))
     fresh = {path: place for path, place in flat_placed.items() if path not in loaded}

@@ -9,8 +9,12 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from micro_run import micro_model, micro_run
+from micro_run import TOKENIZER, micro_model, micro_run
 
+from segearth_r2_jax.checkpoints.export import Export
+from segearth_r2_jax.checkpoints.manager import write_config
+from segearth_r2_jax.checkpoints.reference_import import Import
+from segearth_r2_jax.checkpoints.sources.open import open_source
 from segearth_r2_jax.checkpoints.training_checkpoints import TrainingCheckpoints
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.binding import flatten
@@ -60,6 +64,29 @@ def test_a_run_starts_from_a_checkpoint_and_continues_without_it(source, tmp_pat
     assert (int(again.state.step), again.loader_state) == (3, {"position": 6})
     again.state.step = first.state.step
     assert same(first, again)
+
+
+def test_a_run_starts_from_pytorch_weights_as_from_a_checkpoint(source, tmp_path):
+    """In float16 on disk; what the mesh gets is the same."""
+    write_config(source[0], {"model": micro_run("").model.to_dict()})
+    shutil.copyfile(TOKENIZER, source[0] / "tokenizer.json")
+    Export(source[0], dtype="float16").write(tmp_path / "torch")
+    Import(open_source(tmp_path / "torch")).write(tmp_path / "converted")
+
+    def begun(weights: str, name: str, **changes: object) -> dict:
+        config = micro_run("", initial_checkpoint=str(tmp_path / weights), **changes)
+        return flatten(begin(config, tmp_path / name).state.trainable)
+
+    direct, converted = begun("torch", "one"), begun("converted", "two")
+    assert direct.keys() == converted.keys()
+    for path, leaf in direct.items():
+        stored = np.asarray(flatten(source[1].state.trainable)[path])
+        assert leaf.dtype == np.float32
+        np.testing.assert_array_equal(leaf, converted[path])
+        np.testing.assert_array_equal(leaf, stored.astype(np.float16).astype(np.float32))
+    assert any("/lora_" in path for path in begun("torch", "adapted", model=micro_model(lora=LoraConfig(rank=2))))
+    with pytest.raises(UserError, match=r"torch: parameter .* has shape .*, the model expects"):
+        begun("torch", "other", model=micro_model(hidden_size=80))
 
 
 def test_lost_frozen_parameters_are_made_again_from_where_they_came(source, tmp_path):

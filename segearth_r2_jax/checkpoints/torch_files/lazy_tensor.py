@@ -32,6 +32,8 @@ def is_shape(values: Collection[Any]) -> bool:
 class MappedFile:
     """A file in the address space: read page by page when somebody looks, and never written.
 
+    As with every memory map, the process ends (SIGBUS) if somebody cuts the file short and a page that is gone is looked at.
+
     Raises:
         UserError: there is no such file, or it cannot be read.
     """

@@ -173,6 +173,20 @@ def test_a_class_of_the_users_own_is_refused_by_name_or_left_aside(file):
     assert_same(inert.state["nested"]["a"], torch.ones(2))
 
 
+@pytest.mark.parametrize("new_format", [ZIP, LEGACY])
+def test_an_object_that_runs_something_among_real_weights(file, new_format, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "canary"), "w")
+
+    saved(file, {"weight": torch.randn(3), "evil": Evil(), "bias": torch.randn(3)}, new_format)
+    with pytest.raises(UserError, match=rf"pytorch_model.bin: .*asks for (io|_io|__builtin__).open, which is not among"):
+        read_torch_file(file, inert=("deepspeed", "argparse"))
+    assert not (tmp_path / "canary").exists()
+    torch.load(file, weights_only=False)
+    assert (tmp_path / "canary").exists()  # PyTorch obeys it
+
+
 def test_what_torch_stores_otherwise_than_as_values_is_refused(file):
     for value in (torch.ones(2, dtype=torch.complex64), torch.eye(2).to_sparse(), torch.nested.nested_tensor([torch.ones(2)])):
         with pytest.raises(UserError, match="asks for torch"):

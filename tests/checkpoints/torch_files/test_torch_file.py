@@ -180,7 +180,7 @@ def test_an_object_that_runs_something_among_real_weights(file, new_format, tmp_
             return open, (str(tmp_path / "canary"), "w")
 
     saved(file, {"weight": torch.randn(3), "evil": Evil(), "bias": torch.randn(3)}, new_format)
-    with pytest.raises(UserError, match=rf"pytorch_model.bin: .*asks for (io|_io|__builtin__).open, which is not among"):
+    with pytest.raises(UserError, match=r"pytorch_model.bin: .*asks for (io|_io|__builtin__).open, which is not among"):
         read_torch_file(file, inert=("deepspeed", "argparse"))
     assert not (tmp_path / "canary").exists()
     torch.load(file, weights_only=False)

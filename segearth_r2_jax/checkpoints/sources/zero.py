@@ -206,9 +206,8 @@ def _shapes(file: Path, groups: Any, name: str) -> list[Shapes]:
 
 
 def _stored(file: Path, model: Mapping[str, Any], stage3: bool) -> tuple[dict[str, LazyTensor], dict[str, Origin]]:
-    """What lies whole in the file of model states: buffers and, but for stage 3, frozen parameters."""
+    """What lies whole in the file of model states: buffers and, but for stage 3, all parameters, in the precision of the forward pass."""
     module = _mapping(file, model, "module", {})
-    trained = {name for group in _shapes(file, model.get("param_shapes"), "param_shapes") for name in group}
     shared = _mapping(file, model, "shared_params", {})
     tensors = dict(module)
     if stage3:  # a parameter is an empty tensor there
@@ -218,7 +217,7 @@ def _stored(file: Path, model: Mapping[str, Any], stage3: bool) -> tuple[dict[st
     else:
         frozen = _mapping(file, model, "frozen_param_fragments", {})
         tensors |= {name: _fitting(file, name, frozen.get(name), shape) for name, shape in _frozen_shapes(file, model).items()}
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in trained and name not in shared}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
     for name, tensor in tensors.items():
         if not isinstance(tensor, LazyTensor):
             raise UserError(f"{file}: {name} is a {type(tensor).__name__}; expected a tensor")

@@ -105,6 +105,7 @@ def test_a_parameter_that_one_rank_has_is_a_view_of_its_file(tmp_path):
 
 OPTIM_1 = "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
 MODEL_1 = "zero_pp_rank_1_mp_rank_00_model_states.pt"
+MODEL_0_OF_3 = "zero_pp_rank_0_mp_rank_00_model_states.pt"
 MODEL_0 = "mp_rank_00_model_states.pt"
 
 
@@ -152,6 +153,8 @@ def put(name, **values):
         (3, MODEL_1, lambda content: content["frozen_param_fragments"].pop("module.e"), "has no frozen parameter module.e, whose shape"),
         (3, MODEL_1, put("frozen_param_fragments", module__e=torch.ones(3)), r"module.e has shape \[3\], expected \[23\]"),
         (3, MODEL_1, put("frozen_param_fragments", module__e=torch.ones(23)), "store module.e as float16 and float32; expected one dtype"),
+        (3, MODEL_0_OF_3, lambda content: content["param_shapes"][0].pop("module.a"), r"has \d+ values, but its parts of all .* are \d+"),
+        (2, MODEL_0, lambda content: content["param_shapes"][0].pop("module.a"), "the ranks have 40 values .* need 4"),
         (2, MODEL_0, lambda content: content["param_shapes"].pop(), "has 1 parameter groups, but .* has 2"),
         (2, MODEL_0, lambda content: content["param_shapes"][0].update(x=(2**40, 2)), "the ranks have .* values .* need"),
         (2, MODEL_0, lambda content: content["param_shapes"][0].update(x=(2**40, 2**30)), "param_shapes has 'x' .*; expected shapes"),

@@ -188,7 +188,7 @@ def test_an_object_that_runs_something_among_real_weights(file, new_format, tmp_
 
 
 def test_what_torch_stores_otherwise_than_as_values_is_refused(file):
-    for value in (torch.ones(2, dtype=torch.complex64), torch.eye(2).to_sparse(), torch.nested.nested_tensor([torch.ones(2)])):
+    for value in (torch.ones(2, dtype=torch.complex64), torch.eye(2).to_sparse()):
         with pytest.raises(UserError, match="asks for torch"):
             read_torch_file(saved(file, [value]))
     with pytest.raises(UserError, match="holds a tensor with metadata; expected the values themselves"):
@@ -300,6 +300,31 @@ def test_records_that_lie_in_each_other_are_refused(file):
     file.write_bytes(data)
     with pytest.raises(UserError, match=f"{file}: record a/data/0 lies within record a/data.pkl"):
         read_torch_file(file)
+
+
+def test_an_encrypted_record_is_refused(file):
+    data = bytearray(saved(file, {"w": torch.ones(2)}).read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1  # the flag, in the directory of the zip
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="is compressed or encrypted, which torch.save never does"):
+        read_torch_file(file)
+
+
+@pytest.mark.parametrize(
+    ("function", "cls", "message"),
+    [
+        (b"ccollections\nOrderedDict\n", b"ctorch\nTensor\n", "builds a tensor of a class of its own"),
+        (b"ctorch\nSize\n", b"ctorch.nn.parameter\nParameter\n", "builds a tensor of a class of its own"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nSize\n", "builds a tensor of a class of its own"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n", b"cmine\nTensor\n", "asks for mine.Tensor"),
+        (b"cos\nsystem\n", b"ctorch\nTensor\n", "asks for os.system"),
+    ],
+)
+def test_a_tensor_with_attributes_is_rebuilt_by_rebuilders_of_tensors_only(file, function, cls, message):
+    saved(file, {})
+    call = b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(" + function + cls + b")NtR."
+    with pytest.raises(UserError, match=message):
+        read_torch_file(rewritten(file, lambda name, data: call if name.endswith("/data.pkl") else data))
 
 
 def damages(data: bytes, cuts: int) -> list[bytes]:

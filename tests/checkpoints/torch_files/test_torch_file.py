@@ -306,7 +306,7 @@ def test_an_encrypted_record_is_refused(file):
     data = bytearray(saved(file, {"w": torch.ones(2)}).read_bytes())
     data[data.index(b"PK\x01\x02") + 8] |= 1  # the flag, in the directory of the zip
     file.write_bytes(data)
-    with pytest.raises(UserError, match="is compressed or encrypted, which torch.save never does"):
+    with pytest.raises(UserError, match=r"is compressed or encrypted, which torch.save never does"):
         read_torch_file(file)
 
 

@@ -41,6 +41,7 @@ from segearth_r2_jax.checkpoints.output_folder import built_aside, check_target
 from segearth_r2_jax.checkpoints.reference_config import EXTRA, reference_config
 from segearth_r2_jax.checkpoints.sealed_folder import is_whole
 from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
+from segearth_r2_jax.checkpoints.sources.tokenizer_files import TOKENIZER_FILES
 from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import (
     Layout,
     contiguous_chunks,
@@ -59,14 +60,6 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 NON_LORA_TRAINABLES = "non_lora_trainables.bin"
 # PEFT wraps the model twice.
 PEFT_PREFIX = "base_model.model."
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
 # The prompt with which the reference evaluates its own weights.
 REFERENCE_TEMPLATE = "eval_llama2"
 # What the reference trains as it is; a run of this project may train more, which then lies in its steps.

@@ -2,8 +2,10 @@
 
 PyTorch runs the reference's forward pass from the file's own tensors (`torch_forward`), this project its network from the checkpoint
 folder. Compared are what everything else follows from: next-token logits, [SEG] states and mask logits. Both compute in float64, where
-two correct implementations agree to some 1e-12 and no pixel of the masked attention is undecided; a single wrong bit of a weight that
-is used shows.
+the two agree to a few 1e-15 at the sizes of the tests and no pixel of the masked attention is undecided; in float32 they agree to 1e-6
+there, but a mask logit close to zero could fall on different sides.
+
+This is a check of a conversion as a whole. That no bit was lost is what the checksums of the report are for.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from segearth_r2_jax.models.multimodal_prompt import splice
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
 
 # Largest error over largest value, by the precision of the arithmetic.
-BOUNDS = {"float64": 1e-8, "float32": 2e-5}
+BOUNDS = {"float64": 1e-10, "float32": 2e-5}
 # The prompt: this many tokens before the image and after it; the last ones ask for masks.
 _BEFORE, _AFTER, _MASKS = 6, 14, 2
 

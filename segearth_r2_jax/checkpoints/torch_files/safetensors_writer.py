@@ -19,30 +19,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from segearth_r2_jax.checkpoints.json_files import write_json
+from segearth_r2_jax.checkpoints.torch_files.safetensors_file import DTYPES
+from segearth_r2_jax.checkpoints.torch_files.state_dict import INDEX, SINGLE
 from segearth_r2_jax.errors import UserError
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 # {name: (shape, dtype)} of the tensors of a file or a folder.
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
-_DTYPE_NAMES = {
-    np.dtype(np.float64): "F64",
-    np.dtype(np.float32): "F32",
-    np.dtype(np.float16): "F16",
-    np.dtype(ml_dtypes.bfloat16): "BF16",
-    np.dtype(np.int64): "I64",
-    np.dtype(np.int32): "I32",
-    np.dtype(np.int16): "I16",
-    np.dtype(np.int8): "I8",
-    np.dtype(np.uint8): "U8",
-    np.dtype(np.bool_): "BOOL",
-}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # transformers refuses a file whose metadata does not name the framework.
 _METADATA = {"format": "pt"}
 # What of a tensor that does not lie in one piece is copied at a time.

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import INDEX, SINGLE, write_safetensors, write_safetensors_file
+from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import write_safetensors, write_safetensors_file
+from segearth_r2_jax.checkpoints.torch_files.state_dict import INDEX, SINGLE
 from segearth_r2_jax.errors import UserError
 
 

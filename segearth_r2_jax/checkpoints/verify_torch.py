@@ -73,6 +73,14 @@ class _Example(NamedTuple):
     seg_positions: np.ndarray  # of `after`
 
 
+def require_torch() -> None:
+    """Raises UserError if PyTorch is not installed."""
+    try:
+        from segearth_r2_jax.checkpoints import torch_forward  # noqa: F401
+    except ImportError as error:
+        raise UserError("--verify computes with PyTorch, which is not installed; expected `pip install torch` before") from error
+
+
 def verify(
     source: Mapping[str, Any],
     config: SegEarthR2Config,
@@ -95,10 +103,9 @@ def verify(
     Raises:
         UserError: PyTorch is not installed; a tensor is missing in either; the outputs differ by more than `BOUNDS` allow.
     """
-    try:
-        from segearth_r2_jax.checkpoints import torch_forward
-    except ImportError as error:
-        raise UserError("--verify computes with PyTorch, which is not installed; expected `pip install torch` before") from error
+    require_torch()
+    from segearth_r2_jax.checkpoints import torch_forward
+
     stored_as = None if stored_as is None else np.dtype(stored_as)
     example = _example(config, seed)
     weights = torch_forward.Weights(source, precision, stored_as)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from segearth_r2_jax.checkpoints.conversion_report import Report
-    from segearth_r2_jax.checkpoints.reference_import import Import
     from segearth_r2_jax.checkpoints.sources.reference_checkpoint import ReferenceCheckpoint
+    from segearth_r2_jax.checkpoints.torch_files.lazy_tensor import LazyTensor
+    from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
 
 HELP = "convert weights: PyTorch <-> a checkpoint folder, whichever the source is not"
 
@@ -100,6 +101,7 @@ def _from_pytorch(args: argparse.Namespace) -> None:
         raise UserError("--format: only for a checkpoint folder as --source")
     if args.verify and args.dry_run:
         raise UserError("--verify: there is nothing to compare with --dry-run")
+    _require_torch(args)
     incoming = Import(_open(args), dtype=args.dtype, template=args.template)
     if args.dry_run:
         _show(args, incoming.report())
@@ -108,7 +110,7 @@ def _from_pytorch(args: argparse.Namespace) -> None:
         report = incoming.write(args.target, force=args.force, written=written)
     _show(args, report)
     if args.verify:
-        _verify(incoming, args.target)
+        _verify(args, incoming.checkpoint.tensors, incoming.config, args.target)
 
 
 def _open(args: argparse.Namespace) -> ReferenceCheckpoint:
@@ -126,13 +128,16 @@ def _open(args: argparse.Namespace) -> ReferenceCheckpoint:
 
 def _to_pytorch(args: argparse.Namespace) -> None:
     from segearth_r2_jax.checkpoints.export import Export
+    from segearth_r2_jax.checkpoints.manager import read_model_config
+    from segearth_r2_jax.checkpoints.torch_files.state_dict import read_state_dict
     from segearth_r2_jax.errors import UserError
 
     for name in ("template", "base", "lora_alpha"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: only for PyTorch weights; {args.source} is a checkpoint folder")
-    if args.verify:
-        raise UserError("--verify: compares PyTorch weights with what was made of them; convert the written folder back with it")
+    if args.verify and (args.dry_run or args.format == "adapter"):
+        raise UserError(f"--verify: there is nothing to compare with {'--dry-run' if args.dry_run else '--format adapter'}")
+    _require_torch(args)
     outgoing = Export(args.source, form=args.format or "merged", dtype=args.dtype)
     if args.dry_run:
         _show(args, outgoing.report())
@@ -140,12 +145,22 @@ def _to_pytorch(args: argparse.Namespace) -> None:
     with _progress(outgoing.nbytes) as written:
         report = outgoing.write(args.target, force=args.force, written=written)
     _show(args, report)
+    if args.verify:
+        _verify(args, read_state_dict(args.target), read_model_config(args.source), args.source)
 
 
-def _verify(incoming: Import, target: Path) -> None:
+def _require_torch(args: argparse.Namespace) -> None:
+    """Better said now than after the conversion."""
+    if args.verify:
+        from segearth_r2_jax.checkpoints.verify_torch import require_torch
+
+        require_torch()
+
+
+def _verify(args: argparse.Namespace, tensors: Mapping[str, LazyTensor], config: SegEarthR2Config, checkpoint: Path) -> None:
     from segearth_r2_jax.checkpoints.verify_torch import verify
 
-    print(*verify(incoming.checkpoint, target).lines(), sep="\n")
+    print(*verify(tensors, config, checkpoint, stored_as=args.dtype).lines(), sep="\n")
 
 
 def _show(args: argparse.Namespace, report: Report) -> None:

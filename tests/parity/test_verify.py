@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from segearth_r2_jax.checkpoints.lora import merge_lora
 from segearth_r2_jax.checkpoints.reference_config import config_from_reference
 from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
 from segearth_r2_jax.checkpoints.verify_torch import BOUNDS, verify
+from segearth_r2_jax.cli import convert
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.inputs.conversation import IMAGE_SLOT
 from segearth_r2_jax.models.binding import Params, abstract_module, flatten, module_params, unflatten
@@ -233,14 +236,38 @@ def test_adapters_are_verified_beside_the_weights_and_merged(torch, tmp_path, dt
     assert not np.array_equal(flatten(merge_lora(unflatten(leaves), LORA))["phi/layers/self_attn/q_proj/kernel"], leaves)
 
 
+def convert_(*arguments: object) -> None:
+    parser = argparse.ArgumentParser()
+    convert.add_arguments(parser)
+    convert.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def test_the_command_verifies_what_it_wrote_for_pytorch(torch, tmp_path, checkpoint, capsys):
+    convert_("--source", checkpoint, "--target", tmp_path / "torch", "--verify")
+    assert "verified against PyTorch in float64: mask logits (648 values)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--verify: there is nothing to compare with --format adapter"):
+        convert_("--source", checkpoint, "--target", tmp_path / "adapter", "--verify", "--format", "adapter")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--dtype", "bfloat16")], ids=["as stored", "bfloat16"])
+def test_the_command_verifies_what_it_made_of_pytorchs_weights(torch, tmp_path, checkpoint, capsys, options):
+    convert_("--source", checkpoint, "--target", tmp_path / "torch")
+    convert_("--source", tmp_path / "torch", "--target", tmp_path / "back", "--verify", *options)
+    assert "verified against PyTorch in float64: mask logits (648 values)" in capsys.readouterr().out
+
+
 def test_torch_is_imported_only_when_it_computes():
     code = "import segearth_r2_jax.checkpoints.verify_torch, segearth_r2_jax.checkpoints.export, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_without_torch_it_is_one_line(checkpoint, monkeypatch):
+def test_without_torch_it_is_one_line_before_anything_is_converted(checkpoint, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "segearth_r2_jax.checkpoints.torch_forward", raising=False)
     monkeypatch.delattr(sys.modules["segearth_r2_jax.checkpoints"], "torch_forward", raising=False)
     with pytest.raises(UserError, match="--verify computes with PyTorch, which is not installed"):
         verify_torch.verify({}, tiny(), checkpoint)
+    with pytest.raises(UserError, match="--verify computes with PyTorch, which is not installed"):
+        convert_("--source", checkpoint, "--target", tmp_path / "torch", "--verify")
+    assert os.listdir(tmp_path) == []

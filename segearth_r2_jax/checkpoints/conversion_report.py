@@ -13,13 +13,16 @@ import jax.numpy as jnp
 
 from segearth_r2_jax.checkpoints.key_rules import KeyMap
 
+# What `Entry.goes` says of a tensor that is not taken.
+DROPPED = ("dropped",)
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One tensor of the reference's names.
 
     file, source: where it comes from: a file, and the tensor's name in it.
-    goes: what became of it: the leaves (row of a stack in brackets), "kept" if the network does not compute with it, "dropped".
+    goes: what became of it: the leaves (row of a stack in brackets), "kept" if the network does not compute with it; `DROPPED`.
     transform: what was done to its values, in words.
     shape, dtype: as stored in the source; stored_as: the dtype that was written.
     crc32c: of its bytes in the source, C order, little endian; None if they were not read.
@@ -79,13 +82,13 @@ class Report:
 
 
 def make_report(kind: str, keys: KeyMap, entries: Iterable[Entry], template: str, notes: Iterable[str] = ()) -> Report:
-    """The report of a conversion whose tensors are `entries`; those whose key is not in `keys` were dropped."""
+    """The report of a conversion whose tensors are `entries`, those that were dropped among them."""
     entries = tuple(entries)
-    present = {entry.key for entry in entries if entry.key in keys.parts}
+    taken = [entry for entry in entries if entry.goes != DROPPED]
+    present = {entry.key for entry in taken}
     total: Counter[str] = Counter()
-    for entry in entries:
-        if entry.key in keys.parts:
-            total[entry.stored_as] += _bytes(entry)
+    for entry in taken:
+        total[entry.stored_as] += math.prod(entry.shape) * jnp.dtype(entry.stored_as).itemsize
     unused = [name for name, parts in keys.parts.items() if not parts]
     kept = [name for name in unused if name in present]
     return Report(
@@ -127,7 +130,3 @@ def summary(names: Iterable[str], everything: Iterable[str]) -> tuple[str, ...]:
     for subtree in subtrees:
         alike.setdefault(re.sub(r"\.\d+(?=\.)", ".*", subtree), []).append(subtree)
     return tuple(f"{line if len(those) > 1 else those[0]} ({sum(map(subtrees.get, those))})" for line, those in alike.items())
-
-
-def _bytes(entry: Entry) -> int:
-    return math.prod(entry.shape) * jnp.dtype(entry.stored_as).itemsize

@@ -18,7 +18,7 @@ import google_crc32c
 import numpy as np
 
 from segearth_r2_jax.checkpoints import manager
-from segearth_r2_jax.checkpoints.conversion_report import Entry, Report, make_report, where_it_goes
+from segearth_r2_jax.checkpoints.conversion_report import DROPPED, Entry, Report, make_report, where_it_goes
 from segearth_r2_jax.checkpoints.json_files import write_json
 from segearth_r2_jax.checkpoints.key_rules import KeyMap, check_tree
 from segearth_r2_jax.checkpoints.output_folder import built_aside, check_target
@@ -68,7 +68,7 @@ class Import:
     def report(self) -> Report:
         """What goes where; with the checksums of the tensors that have been read so far."""
         entries = [self._entry(name, tensor, self.checkpoint.origins[name]) for name, tensor in self._tensors.items()]
-        dropped = [Entry(o.key, o.file, o.key, ("dropped",), o.transform, (), "", "") for o in self.checkpoint.dropped]
+        dropped = [Entry(o.key, o.file, o.key, DROPPED, o.transform, (), "", "") for o in self.checkpoint.dropped]
         notes = []
         made = [o for o in self.checkpoint.origins.values() if o.transform != AS_STORED and not o.key]
         if made:

@@ -80,7 +80,7 @@ def lora_config(
     settings = read_json(folder / CONFIG) if folder is not None and is_adapter_folder(folder) else {}
     for attribute, allowed in _PLAIN.items():
         if settings.get(attribute, allowed[0]) not in allowed:
-            raise UserError(f"{folder / CONFIG}: {attribute} is {settings[attribute]!r}; this network computes {allowed[0]!r} only")
+            raise UserError(f"{folder / CONFIG}: {attribute} is {settings[attribute]!r:.80}; this network computes {allowed[0]!r} only")
     stored_rank, stored_alpha = (_number(settings, name, folder) for name in ("r", "lora_alpha"))
     for name, stated in (("r", stored_rank), ("--lora-rank", rank)):
         if stated is not None and stated != found_rank:
@@ -125,6 +125,6 @@ def _check_shapes(tensors: Mapping[str, LazyTensor], names: set[str], where: Pat
 
 def _number(settings: Mapping[str, Any], name: str, folder: Path | None) -> float | int | None:
     value = settings.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0):
-        raise UserError(f"{folder / CONFIG}: {name} is {value!r}; expected a number")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6):
+        raise UserError(f"{folder / CONFIG}: {name} is {value!r:.80}; expected a number from 0 to a million")
     return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,8 +28,8 @@ def embedding_std(config: Mapping[str, Any]) -> float:
         UserError: it is none.
     """
     std = config.get("initializer_range", 0.02)
-    if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
-        raise UserError(f"config.json: initializer_range is {std!r:.80}; expected a number")
+    if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std <= 100:
+        raise UserError(f"config.json: initializer_range is {std!r:.80}; expected a number from 0 to 100")
     return float(std)
 
 

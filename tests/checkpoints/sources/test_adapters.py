@@ -149,6 +149,7 @@ def test_what_adapter_config_says_is_honoured_or_refused(tmp_path, base, after):
             ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is"),
             ({"bias": "lora_only"}, "bias is 'lora_only'"),
             ({"lora_alpha": "much"}, "lora_alpha is 'much'; expected a number"),
+            ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
             ({"lora_alpha": float("nan")}, "lora_alpha is nan; expected a number"),
         ]
     ):

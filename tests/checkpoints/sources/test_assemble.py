@@ -230,6 +230,14 @@ def test_a_tokenizer_with_more_tokens_than_rows_adds_rows_as_transformers_draws_
     assert start.config["vocab_size"] == tokens
 
 
+@pytest.mark.parametrize("value", ["wide", True, None, float("nan"), 10**400])
+def test_a_spread_of_embeddings_that_is_no_number_is_refused(mipha, pickled, value):
+    content = json.loads((mipha / "config.json").read_text())
+    (mipha / "config.json").write_text(json.dumps({**content, "initializer_range": value}))
+    with pytest.raises(UserError, match=r"initializer_range is .*; expected a number"):
+        assemble(mipha, pickled)
+
+
 def test_a_head_without_a_row_for_seg_is_refused(mipha, pickled):
     file = load_file(mipha / "model.safetensors")
     file["lm_head.weight"] = file["lm_head.weight"][: tokens_with_seg(mipha)[0] - 1]

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--target", type=Path, metavar="DIR", help="the folder to write")
     parser.add_argument("--base", type=Path, metavar="PATH", help="the weights that the source's adapter or partial weights belong onto")
+    parser.add_argument("--unmerge", type=Path, metavar="DIR", help="the PEFT adapter that was merged into the source: take it out again")
     parser.add_argument("--lora-alpha", type=float, metavar="X", help="of adapters whose source does not say it (DeepSpeed)")
     parser.add_argument(
         "--assemble", action="store_true", help="make the starting point of training from --mipha, --mask2former and perhaps --siglip"
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
     for name in ("mipha", "mask2former", "siglip"):
         if getattr(args, name) is not None and not args.assemble:
             raise UserError(f"--{name}: only with --assemble")
+    if args.unmerge is not None and (args.assemble or args.base is not None):
+        raise UserError("--unmerge: only with merged weights as --source, without --base")
     if args.assemble or _is_pytorch(args.source):
         _from_pytorch(args)
     else:
@@ -116,8 +119,11 @@ def _from_pytorch(args: argparse.Namespace) -> None:
 def _open(args: argparse.Namespace) -> ReferenceCheckpoint:
     from segearth_r2_jax.checkpoints.sources.assemble import assemble
     from segearth_r2_jax.checkpoints.sources.open import open_source
+    from segearth_r2_jax.checkpoints.sources.unmerge import unmerged
     from segearth_r2_jax.errors import UserError
 
+    if args.unmerge is not None:
+        return unmerged(open_source(args.source), args.unmerge, lora_alpha=args.lora_alpha)
     if not args.assemble:
         return open_source(args.source, base=args.base, lora_alpha=args.lora_alpha)
     for name in ("mipha", "mask2former"):
@@ -132,7 +138,7 @@ def _to_pytorch(args: argparse.Namespace) -> None:
     from segearth_r2_jax.checkpoints.torch_files.state_dict import read_state_dict
     from segearth_r2_jax.errors import UserError
 
-    for name in ("template", "base", "lora_alpha"):
+    for name in ("template", "base", "unmerge", "lora_alpha"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: only for PyTorch weights; {args.source} is a checkpoint folder")
     if args.verify and (args.dry_run or args.format == "adapter"):

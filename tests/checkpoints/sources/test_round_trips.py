@@ -27,10 +27,13 @@ from segearth_r2_jax.checkpoints.reference_import import REPORT, Import
 from segearth_r2_jax.checkpoints.sources.assemble import assemble
 from segearth_r2_jax.checkpoints.sources.open import open_source
 from segearth_r2_jax.checkpoints.sources.reference_checkpoint import ReferenceCheckpoint
+from segearth_r2_jax.checkpoints.sources.unmerge import unmerged
 from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import INDEX, SINGLE, write_safetensors
 from segearth_r2_jax.checkpoints.torch_files.state_dict import BIN, BIN_INDEX
 from segearth_r2_jax.checkpoints.torch_files.torch_writer import write_torch_file
+from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.binding import flatten
+from segearth_r2_jax.models.layers import LoraConfig
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
 
 TRAINED = ("lm_head.", "pixel_decoder.", "predictor.", "SEG_token_projector.")
@@ -146,6 +149,45 @@ def test_adapters(tmp_path):
     back = open_source(tmp_path / "back", base=base)
     assert bits(back.tensors) == bits(after)
     assert back.lora == manager.read_model_config(tmp_path / "checkpoint").phi.lora
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_merged_adapters_are_taken_out_again(tmp_path, dtype):
+    """In float32, float16 weights come back bit for bit; float32 ones to within the rounding of what was merged."""
+    weights = {
+        name: (weight / 40).astype(weight.dtype) if "_proj.weight" in name or ".lora_" in name else weight
+        for name, weight in trained().items()
+    }
+    plain = {name: weight for name, weight in weights.items() if ".lora_" not in name}
+    if dtype == "float32":
+        rng = np.random.default_rng(1)
+        plain = {
+            name: rng.standard_normal(weight.shape, np.float32) / 40 if "_proj.weight" in name else weight for name, weight in plain.items()
+        }
+    base = write_merged(tmp_path / "base", plain, tiny_config())
+    adapters = tmp_path / "adapters"
+    adapters.mkdir()
+    own = {f"base_model.model.{name}": weight for name, weight in weights.items() if ".lora_" in name}
+    write_torch_file(adapters / "adapter_model.bin", own.items(), {name: (weight.shape, weight.dtype) for name, weight in own.items()})
+    (adapters / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 16}))
+    Import(open_source(adapters, base=base)).write(tmp_path / "checkpoint")
+    Export(tmp_path / "checkpoint", dtype="float32").write(tmp_path / "merged")
+    opened = unmerged(open_source(tmp_path / "merged"), adapters)
+    assert opened.lora == LoraConfig(rank=4, alpha=16.0)
+    for name, weight in plain.items():
+        back, merged = np.asarray(opened.tensors[name]), np.asarray(open_source(tmp_path / "merged").tensors[name])
+        if dtype == "float16":
+            np.testing.assert_array_equal(back.astype(weight.dtype), weight)
+        elif not name.endswith(("self_attn.q_proj.weight", "self_attn.v_proj.weight")) or "vision_tower" in name:
+            np.testing.assert_array_equal(back, weight)
+        else:
+            assert not np.array_equal(merged, weight)
+            assert (np.abs(back - weight) <= (np.spacing(np.abs(merged)) + np.spacing(np.abs(weight))) / 2).all()
+    assert "less its adapter (times 4)" in opened.origins["model.layers.0.self_attn.q_proj.weight"].transform
+    with pytest.raises(UserError, match="there is nothing to take out"):
+        unmerged(opened, adapters)
+    with pytest.raises(UserError, match=r"base: no adapter_config.json; expected the folder"):
+        unmerged(open_source(base), base)
 
 
 @pytest.mark.parametrize("stage", [2, 3])

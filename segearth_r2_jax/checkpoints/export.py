@@ -35,7 +35,7 @@ from segearth_r2_jax.checkpoints.conversion_report import Entry, Report, make_re
 from segearth_r2_jax.checkpoints.json_files import write_json
 from segearth_r2_jax.checkpoints.key_rules import KeyMap, Part, Rule, Unused, check_tree
 from segearth_r2_jax.checkpoints.lazy_leaf import LazyLeaf, Piece
-from segearth_r2_jax.checkpoints.leaf_reader import LeafReader
+from segearth_r2_jax.checkpoints.leaf_reader import LeafReader, StoredTree
 from segearth_r2_jax.checkpoints.lora import arithmetic, merge
 from segearth_r2_jax.checkpoints.output_folder import built_aside, check_target
 from segearth_r2_jax.checkpoints.reference_config import EXTRA, reference_config
@@ -155,6 +155,7 @@ class _Outgoing:
         unused_tree = self._source / "unused"
         unused = tree_shapes(unused_tree) if is_whole(unused_tree) else {}
         self._readers: dict[str, LeafReader] = {}
+        self._stored_trees: dict[epath.Path, StoredTree] = {}
         if form == "merged":
             self.keys = _table(segearth_r2_rules(without_adapters(config)), stored)
         else:
@@ -175,12 +176,17 @@ class _Outgoing:
         self.entries = {name: self._entry(name) for name in self.layout}
 
     def stream(self, names: Iterable[str], written: Callable[[int], None]) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, array) of `names`, in their layout."""
-        for name in names:
-            values, crc = self._tensor(name)
-            yield name, values
-            self.entries[name] = dataclasses.replace(self.entries[name], crc32c=f"{crc:08x}")
-            written(values.nbytes)
+        """(name, array) of `names`, in their layout; while one is written the next is read."""
+        with ThreadPoolExecutor(1, thread_name_prefix="next_tensor") as pool:
+            names = list(names)
+            following = [*names[1:], None]
+            ahead = pool.submit(self._tensor, names[0]) if names else None
+            for name, after in zip(names, following, strict=True):
+                values, crc = ahead.result()
+                ahead = None if after is None else pool.submit(self._tensor, after)
+                yield name, values
+                self.entries[name] = dataclasses.replace(self.entries[name], crc32c=f"{crc:08x}")
+                written(values.nbytes)
 
     def _tensor(self, name: str) -> tuple[np.ndarray, int]:
         """The values in their layout, and the checksum of the stored ones."""
@@ -265,7 +271,10 @@ class _Outgoing:
 
     def _reader(self, path: str) -> LeafReader:
         if path not in self._readers:
-            self._readers[path] = LeafReader(self._tree(path), path)
+            tree = self._tree(path)
+            if tree not in self._stored_trees:
+                self._stored_trees[tree] = StoredTree(tree)
+            self._readers[path] = self._stored_trees[tree].leaf(path)
         return self._readers[path]
 
 

@@ -19,23 +19,46 @@ from segearth_r2_jax.errors import UserError
 _WINDOW_BYTES = 128 << 20
 
 
-class LeafReader:
-    """A leaf of `shape` and `dtype`; nothing is read until it is asked for. Rows are quick in ascending order."""
+# For the small tables in which a tree's files say where its leaves are.
+_TABLE_BYTES = 16 << 20
 
-    def __init__(self, tree: epath.PathLike, path: str):
-        """The leaf `path` ("phi/layers/mlp/fc1/kernel") of the tree that was saved in the folder `tree`.
+
+class StoredTree:
+    """The tree that was saved in the folder `tree`.
+
+    Raises:
+        UserError: there is none.
+    """
+
+    def __init__(self, tree: epath.PathLike):
+        self._folder = epath.Path(tree)
+        try:
+            zarr3 = json.loads((self._folder / "_METADATA").read_text()).get("use_zarr3", False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{tree}: cannot be read ({str(error).splitlines()[0]})") from error
+        self._driver = "zarr3" if zarr3 else "zarr"
+        base = str(self._folder) if "://" in str(tree) else {"driver": "file", "path": f"{os.fspath(self._folder)}/"}
+        self._kvstore = {"driver": "ocdbt", "base": base}
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": _TABLE_BYTES}})
+
+    def leaf(self, path: str) -> LeafReader:
+        """The leaf `path` ("phi/layers/mlp/fc1/kernel").
 
         Raises:
             UserError: there is no such leaf.
         """
-        tree = epath.Path(tree)
+        spec = {"driver": self._driver, "kvstore": {**self._kvstore, "path": f"{path.replace('/', '.')}/"}}
         try:
-            zarr3 = json.loads((tree / "_METADATA").read_text()).get("use_zarr3", False)
-            base = str(tree) if "://" in str(tree) else {"driver": "file", "path": f"{os.fspath(tree)}/"}
-            kvstore = {"driver": "ocdbt", "base": base, "path": f"{path.replace('/', '.')}/"}
-            self._store = ts.open({"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}, open=True, read=True).result()
+            return LeafReader(ts.open(spec, open=True, read=True, context=self._context).result())
         except (OSError, ValueError) as error:
-            raise UserError(f"{tree}: cannot read {path} ({str(error).splitlines()[0]})") from error
+            raise UserError(f"{self._folder}: cannot read {path} ({str(error).splitlines()[0]})") from error
+
+
+class LeafReader:
+    """A leaf of `shape` and `dtype`; nothing is read until it is asked for. Rows are quick in ascending order."""
+
+    def __init__(self, store: ts.TensorStore):
+        self._store = store
         self.shape: tuple[int, ...] = self._store.shape
         self.dtype: np.dtype = self._store.dtype.numpy_dtype
         self._window: tuple[range, np.ndarray] = range(0), np.empty(0)

@@ -261,10 +261,12 @@ def test_layers_are_read_in_any_order_and_forgotten(plain, monkeypatch):
     monkeypatch.setattr(leaf_reader, "_WINDOW_BYTES", 1)
     source, leaves = plain
     path = "phi/layers/mlp/fc1/kernel"
-    reader = leaf_reader.LeafReader(source / "base", path)
+    reader = leaf_reader.StoredTree(source / "base").leaf(path)
     assert (reader.shape, reader.dtype) == (leaves[path].shape, np.float16)
     for i in (1, 0, 1, 1):
         np.testing.assert_array_equal(reader.row(i), leaves[path][i])
     np.testing.assert_array_equal(reader.read(), leaves[path])
     with pytest.raises(UserError, match="cannot read phi/layers/mlp/fc3/kernel"):
-        leaf_reader.LeafReader(source / "base", "phi/layers/mlp/fc3/kernel")
+        leaf_reader.StoredTree(source / "base").leaf("phi/layers/mlp/fc3/kernel")
+    with pytest.raises(UserError, match="steps: cannot be read"):
+        leaf_reader.StoredTree(source / "steps")

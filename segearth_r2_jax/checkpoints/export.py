@@ -38,7 +38,7 @@ from segearth_r2_jax.checkpoints.lazy_leaf import LazyLeaf, Piece
 from segearth_r2_jax.checkpoints.leaf_reader import LeafReader, StoredTree
 from segearth_r2_jax.checkpoints.lora import arithmetic, merge
 from segearth_r2_jax.checkpoints.output_folder import built_aside, check_target
-from segearth_r2_jax.checkpoints.reference_config import EXTRA, reference_config
+from segearth_r2_jax.checkpoints.reference_config import EXTRA, REFERENCE_TEMPLATE, reference_config
 from segearth_r2_jax.checkpoints.sealed_folder import is_whole
 from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
 from segearth_r2_jax.checkpoints.sources.tokenizer_files import TOKENIZER_FILES
@@ -60,8 +60,6 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 NON_LORA_TRAINABLES = "non_lora_trainables.bin"
 # PEFT wraps the model twice.
 PEFT_PREFIX = "base_model.model."
-# The prompt with which the reference evaluates its own weights.
-REFERENCE_TEMPLATE = "eval_llama2"
 # What the reference trains as it is; a run of this project may train more, which then lies in its steps.
 _TRAINED_IN_FULL = ("lm_head", "pixel_decoder", "predictor", "SEG_token_projector")
 

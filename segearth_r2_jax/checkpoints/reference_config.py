@@ -41,6 +41,9 @@ _PROJECTOR_REQUIRED = {"mm_projector_type": ("mlp2x_gelu",)}
 # written under this name on export and read again, so that a network with other sizes survives the round trip.
 EXTRA = "segearth_r2_jax"
 
+# The prompt with which the reference evaluates its own weights.
+REFERENCE_TEMPLATE = "eval_llama2"
+
 
 def config_from_reference(config: Mapping[str, Any], shapes: Shapes) -> SegEarthR2Config:
     """The configuration of the network that the reference builds from `config` and loads tensors of `shapes` (by name) into.

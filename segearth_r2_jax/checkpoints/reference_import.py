@@ -22,7 +22,7 @@ from segearth_r2_jax.checkpoints.conversion_report import DROPPED, Entry, Report
 from segearth_r2_jax.checkpoints.json_files import write_json
 from segearth_r2_jax.checkpoints.key_rules import KeyMap, check_tree
 from segearth_r2_jax.checkpoints.output_folder import built_aside, check_target
-from segearth_r2_jax.checkpoints.reference_config import EXTRA, config_from_reference
+from segearth_r2_jax.checkpoints.reference_config import EXTRA, REFERENCE_TEMPLATE, config_from_reference
 from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
 from segearth_r2_jax.checkpoints.sources.reference_checkpoint import AS_STORED, Origin, ReferenceCheckpoint
 from segearth_r2_jax.checkpoints.sources.tokenizer_files import write_tokenizer
@@ -31,8 +31,6 @@ from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.binding import Params, abstract_module, flatten, module_params, unflatten
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
 
-# The prompt with which the reference evaluates its own weights.
-REFERENCE_TEMPLATE = "eval_llama2"
 # Every key of a conversion, in the folder that it made.
 REPORT = "conversion.json"
 # The memory of the source's pages is given back after so many bytes were written.

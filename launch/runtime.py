@@ -75,10 +75,9 @@ def check_tasks(environment: Mapping[str, str]) -> None:
 def initialize(runtime: str, environment: MutableMapping[str, str]) -> None:
     """Joins the other processes of the run. Before anything else of JAX, which would claim the devices for this process alone."""
     if runtime != "local" and environment.get("JAX_PLATFORMS", "").startswith("cpu"):
-        # Otherwise collectives of which none needs another's result begin in an order of their own on each process, and Gloo, which
-        # matches them by their order, ends the run on meshes with two axes that span processes.
-        flags = environment.get("XLA_FLAGS", "")
-        environment["XLA_FLAGS"] = f"{flags} --xla_cpu_enable_concurrency_optimized_scheduler=false".strip()
+        # With more than one thread, XLA's CPU runtime begins collectives of which none needs another's result in whatever order the threads
+        # come to them, on each process another; Gloo, which matches them by their order, then ends the run. A busy machine makes it likely.
+        environment.setdefault("PJRT_NPROC", "1")
 
     import jax
 

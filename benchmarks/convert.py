@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.machine import machine
 from segearth_r2_jax.checkpoints.reference_config import reference_config
-from segearth_r2_jax.checkpoints.reference_import import key_map
+from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map
 from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import write_safetensors
 from segearth_r2_jax.checkpoints.torch_files.state_dict import read_state_dict
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config

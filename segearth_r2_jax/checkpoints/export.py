@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +39,7 @@ from segearth_r2_jax.checkpoints.lora import arithmetic, merge
 from segearth_r2_jax.checkpoints.output_folder import built_aside, check_target
 from segearth_r2_jax.checkpoints.reference_config import EXTRA, REFERENCE_TEMPLATE, reference_config
 from segearth_r2_jax.checkpoints.sealed_folder import is_whole
-from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
+from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map, segearth_r2_rules
 from segearth_r2_jax.checkpoints.sources.tokenizer_files import TOKENIZER_FILES
 from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import (
     Layout,
@@ -50,9 +49,9 @@ from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import (
 )
 from segearth_r2_jax.checkpoints.torch_files.torch_writer import write_torch_file
 from segearth_r2_jax.errors import UserError
-from segearth_r2_jax.models.binding import abstract_module, flatten, module_params, unflatten
+from segearth_r2_jax.models.binding import unflatten
 from segearth_r2_jax.models.layers import LoraConfig
-from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
+from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
 
 FORMATS = ("merged", "adapter")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -144,7 +143,7 @@ class _Outgoing:
         stored = manager.stored_leaves(source)
         if not stored:
             raise UserError(f"{source}: no parameters there (neither a whole base/ nor a whole step under steps/)")
-        check_tree({path: leaf.shape for path, (_, leaf) in stored.items()}, _leaf_shapes(config), str(source))
+        check_tree({path: leaf.shape for path, (_, leaf) in stored.items()}, key_map(config).leaves, str(source))
         self._source = manager.absolute(source)
         self._trees = {path: tree for path, (tree, _) in stored.items()}
         self._dtypes = {path: np.dtype(leaf.dtype) for path, (_, leaf) in stored.items()}
@@ -322,12 +321,6 @@ def _table(rules: list[Rule | Unused], stored: dict[str, tuple[epath.Path, jax.S
     """The table of `rules`, which may be a part of the model's."""
     paths = [path for rule in rules if isinstance(rule, Rule) for path in rule.paths if path is not None]
     return KeyMap(rules, unflatten({path: stored[path][1] for path in paths}))
-
-
-@functools.cache
-def _leaf_shapes(config: SegEarthR2Config) -> dict[str, tuple[int, ...]]:
-    model = abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs))
-    return {path: tuple(leaf.shape) for path, leaf in flatten(module_params(model)).items()}
 
 
 def without_adapters(config: SegEarthR2Config) -> SegEarthR2Config:

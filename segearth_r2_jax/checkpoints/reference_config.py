@@ -18,6 +18,8 @@ from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
 from segearth_r2_jax.models.siglip import SiglipConfig
 from segearth_r2_jax.models.swin import SwinConfig
 
+_MOST_LAYERS = 1000
+
 Shapes = Mapping[str, Sequence[int]]
 
 # Attributes that change numbers, and the values that this network computes. An absent attribute has the first one, except the
@@ -68,7 +70,7 @@ def config_from_reference(config: Mapping[str, Any], shapes: Shapes) -> SegEarth
             siglip=SiglipConfig(
                 hidden_size=_get(vision, "hidden_size"),
                 intermediate_size=_get(vision, "intermediate_size"),
-                num_layers=_get(vision, "num_hidden_layers"),
+                num_layers=_layers(vision),
                 num_heads=_get(vision, "num_attention_heads"),
                 patch_size=_get(vision, "patch_size"),
                 image_size=_get(vision, "image_size"),
@@ -80,7 +82,7 @@ def config_from_reference(config: Mapping[str, Any], shapes: Shapes) -> SegEarth
                 embed_rows=_shape(shapes, "model.embed_tokens.weight")[0],
                 hidden_size=_get(config, "hidden_size"),
                 intermediate_size=_get(config, "intermediate_size"),
-                num_layers=_get(config, "num_hidden_layers"),
+                num_layers=_layers(config),
                 num_heads=heads,
                 rotary_fraction=_get(config, "partial_rotary_factor"),
                 rope_theta=config.get("rope_theta", 1e4),
@@ -234,6 +236,14 @@ def _get(section: Mapping[str, Any], name: str) -> Any:
     if section.get(name) is None:
         raise UserError(f"config.json: no {name}")
     return section[name]
+
+
+def _layers(section: Mapping[str, Any]) -> int:
+    # The table of names is built before it is held against the file: a number from nowhere must not make it endless.
+    layers = _get(section, "num_hidden_layers")
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise UserError(f"config.json: num_hidden_layers is {layers}; expected at most {_MOST_LAYERS}")
+    return layers
 
 
 def _require(section: Mapping[str, Any], values: Mapping[str, tuple[Any, ...]], where: str, *, needed: bool = False) -> None:

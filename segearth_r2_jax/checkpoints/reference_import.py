@@ -7,7 +7,6 @@ chunks are in memory, however large the network is.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 import shutil
 import threading
@@ -20,16 +19,16 @@ import numpy as np
 from segearth_r2_jax.checkpoints import manager
 from segearth_r2_jax.checkpoints.conversion_report import DROPPED, Entry, Report, make_report, where_it_goes
 from segearth_r2_jax.checkpoints.json_files import write_json
-from segearth_r2_jax.checkpoints.key_rules import KeyMap, check_tree
+from segearth_r2_jax.checkpoints.key_rules import check_tree
 from segearth_r2_jax.checkpoints.output_folder import built_aside, check_target
 from segearth_r2_jax.checkpoints.reference_config import EXTRA, REFERENCE_TEMPLATE, config_from_reference
-from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
+from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map
 from segearth_r2_jax.checkpoints.sources.reference_checkpoint import AS_STORED, Origin, ReferenceCheckpoint
 from segearth_r2_jax.checkpoints.sources.tokenizer_files import write_tokenizer
 from segearth_r2_jax.checkpoints.torch_files.lazy_tensor import LazyTensor
 from segearth_r2_jax.errors import UserError
-from segearth_r2_jax.models.binding import Params, abstract_module, flatten, module_params, unflatten
-from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
+from segearth_r2_jax.models.binding import Params, flatten, unflatten
+from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
 
 # Every key of a conversion, in the folder that it made.
 REPORT = "conversion.json"
@@ -152,12 +151,6 @@ class Import:
         parent = next(folder for folder in target.absolute().parents if folder.is_dir())
         if (free := shutil.disk_usage(parent).free) < self.nbytes:
             raise UserError(f"{target}: {self.nbytes:,} bytes are needed there, {free:,} are free")
-
-
-@functools.cache
-def key_map(config: SegEarthR2Config) -> KeyMap:
-    """The reference's names for the network `config`."""
-    return KeyMap(segearth_r2_rules(config), module_params(abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs))))
 
 
 class _Summed:

@@ -6,10 +6,19 @@ listed here as unused, so that an exported checkpoint has them again and a new n
 
 from __future__ import annotations
 
-from segearth_r2_jax.checkpoints.key_rules import LINEAR, Rule, Unused, conv, linear, norm, packed_linear
-from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
+import functools
+
+from segearth_r2_jax.checkpoints.key_rules import LINEAR, KeyMap, Rule, Unused, conv, linear, norm, packed_linear
+from segearth_r2_jax.models.binding import abstract_module, module_params
+from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
 
 _VISION = "model.vision_tower.vision_model"
+
+
+@functools.cache
+def key_map(config: SegEarthR2Config) -> KeyMap:
+    """The rules, bound to the shapes of the network `config`."""
+    return KeyMap(segearth_r2_rules(config), module_params(abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs))))
 
 
 def segearth_r2_rules(config: SegEarthR2Config) -> list[Rule | Unused]:

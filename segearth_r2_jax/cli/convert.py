@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", type=Path, metavar="PATH", help="the weights that the source's adapter or partial weights belong onto")
     parser.add_argument("--unmerge", type=Path, metavar="DIR", help="the PEFT adapter that was merged into the source: take it out again")
     parser.add_argument("--lora-alpha", type=float, metavar="X", help="of adapters whose source does not say it (DeepSpeed)")
+    parser.add_argument("--lora-rank", type=int, metavar="R", help="refuse adapters of another rank")
     parser.add_argument(
         "--assemble", action="store_true", help="make the starting point of training from --mipha, --mask2former and perhaps --siglip"
     )
@@ -125,7 +126,7 @@ def _open(args: argparse.Namespace) -> ReferenceCheckpoint:
     if args.unmerge is not None:
         return unmerged(open_source(args.source), args.unmerge, lora_alpha=args.lora_alpha)
     if not args.assemble:
-        return open_source(args.source, base=args.base, lora_alpha=args.lora_alpha)
+        return open_source(args.source, base=args.base, lora_alpha=args.lora_alpha, lora_rank=args.lora_rank)
     for name in ("mipha", "mask2former"):
         if getattr(args, name) is None:
             raise UserError(f"--assemble: expected --{name} as well")
@@ -138,7 +139,7 @@ def _to_pytorch(args: argparse.Namespace) -> None:
     from segearth_r2_jax.checkpoints.torch_files.state_dict import read_state_dict
     from segearth_r2_jax.errors import UserError
 
-    for name in ("template", "base", "unmerge", "lora_alpha"):
+    for name in ("template", "base", "unmerge", "lora_alpha", "lora_rank"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: only for PyTorch weights; {args.source} is a checkpoint folder")
     if args.verify and (args.dry_run or args.format == "adapter"):

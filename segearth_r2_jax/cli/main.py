@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         modules[args.verb].run(args)
     except UserError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        # One line, whatever names from files are in it.
+        print(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
     except Preempted as end:
         print(f"{PROGRAM}: {end}", file=sys.stderr)

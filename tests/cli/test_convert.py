@@ -22,6 +22,7 @@ from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import write_saf
 from segearth_r2_jax.checkpoints.torch_files.state_dict import read_state_dict
 from segearth_r2_jax.checkpoints.training_checkpoints import TrainingCheckpoints
 from segearth_r2_jax.cli import convert
+from segearth_r2_jax.cli.main import main
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.inputs.tokenizer import save_tokenizer, train_tokenizer
 from segearth_r2_jax.models.binding import abstract_module, flatten, module_params, unflatten
@@ -204,6 +205,7 @@ def test_the_selected_layer_of_the_tower_is_read_from_the_file(tmp_path, torch_f
         ((), "num_key_value_heads", 1, "num_key_value_heads 1 differs"),
         ((), "model_type", "llama", "model_type is 'llama'"),
         ((), "num_hidden_layers", "many", "num_layers"),
+        ((), "num_hidden_layers", 10**9, "num_hidden_layers is 1000000000; expected at most 1000"),
         ((), "hidden_size", "wide", "do not describe a network"),
         ((), "segearth_r2_jax", [], "do not describe a network"),
         ((), "partial_rotary_factor", None, "no partial_rotary_factor"),
@@ -290,3 +292,36 @@ def test_relative_paths_work(tmp_path, torch_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     convert_(Path("source"), Path("deep/er/out"))
     assert manager.load_parameters("deep/er/out").keys() == manager.load_parameters(tmp_path / "deep" / "er" / "out").keys()
+
+
+def test_a_name_from_a_file_does_not_break_the_line(tmp_path, torch_folder, capsys):
+    stored = {name: np.array(tensor) for name, tensor in read_state_dict(torch_folder).items()}
+    write_safetensors(torch_folder, {**stored, "all is well\nreally": np.zeros(1)})
+    with pytest.raises(SystemExit) as end:
+        main(["convert", "--source", str(torch_folder), "--target", str(tmp_path / "out")])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("segearth-r2: error: unknown key all is well really (shape [1])")
+    assert error.count("\n") == 1
+
+
+def test_a_dry_run_writes_nothing_but_the_report(tmp_path, torch_folder, trained, capsys):
+    for source, into in ((torch_folder, "siglip/patch_embedding/kernel"), (trained, f"{VISION}.embeddings.patch_embedding.weight")):
+        run("--source", source, "--dry-run", "--report", tmp_path / "report.json")
+        assert "(nothing written)" in capsys.readouterr().out
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert any(into in entry["goes"] for entry in report["entries"])
+        assert not any(entry["crc32c"] for entry in report["entries"])
+        assert sorted(os.listdir(tmp_path)) == ["report.json", "source"]
+    with pytest.raises(UserError, match="--target: expected the folder to write"):
+        run("--source", torch_folder)
+    for arguments, message in (
+        (("--source", torch_folder, "--assemble"), "expected either --source, or --assemble"),
+        (("--source", torch_folder, "--siglip", tmp_path), "--siglip: only with --assemble"),
+        (("--assemble", "--mipha", tmp_path), "--assemble: expected --mask2former as well"),
+        (("--source", trained, "--base", tmp_path), "--base: only for PyTorch weights"),
+        (("--source", torch_folder, "--format", "adapter"), "--format: only for a checkpoint folder"),
+        (("--source", torch_folder, "--base", torch_folder), "--base: only for adapters and DeepSpeed checkpoints"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(*arguments, "--dry-run")

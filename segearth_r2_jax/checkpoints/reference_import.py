@@ -34,7 +34,7 @@ from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
 REPORT = "conversion.json"
 # The memory of the source's pages is given back after so many bytes were written.
 _RELEASE_BYTES = 256 << 20
-_CHECKSUM_BYTES = 16 << 20
+_CHECKSUM_BYTES = 1 << 20
 
 
 class Import:

@@ -14,4 +14,5 @@ if ! command -v chromedriver > /dev/null && [ "$(id -u)" = 0 ] && command -v apt
 fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-exec "$PYTHON" -m pytest -m "not slow" --durations=10 "$@"
+# Two at a time, a file in one of them: most tests keep one core busy, with XLA's compiler.
+exec "$PYTHON" -m pytest -m "not slow" -n 2 --dist loadfile --durations=10 "$@"

@@ -3,7 +3,8 @@
     segearth-r2 train --config configs/segearth_r2_lasers.py --workdir gs://bucket/run \
         --config.data.shards=gs://bucket/lasers --config.initial_checkpoint=gs://bucket/start --config.tokenizer=gs://bucket/start
 
-`initial_checkpoint` is a converted checkpoint (`segearth-r2 convert`) or, on a disk, PyTorch weights. Published for this set-up: LaSeRS test gIoU 57.2, cIoU 67.9.
+`initial_checkpoint` is a converted checkpoint (`segearth-r2 convert`) or, on a disk, PyTorch weights.
+Published for this set-up: LaSeRS test gIoU 57.2, cIoU 67.9.
 Not yet trained here: the published weights and LaSeRS have to be brought, and no figure of ours exists for time or accuracy.
 """
 

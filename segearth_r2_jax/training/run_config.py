@@ -62,7 +62,8 @@ class RunConfig:
 
     tokenizer: a `tokenizer.json` or its folder. trainable: regular expressions found in the paths of the parameters that are trained;
     the rest is kept in `frozen_dtype` without gradient or optimizer state. initial_checkpoint: a checkpoint folder to start from, or
-    PyTorch weights as `convert` takes them without further arguments (None: random weights). initial_adapter: a checkpoint folder of which only the low-rank adapters are taken. Intervals are in steps.
+    PyTorch weights as `convert` takes them without further arguments (None: random weights). initial_adapter: a checkpoint folder of
+    which only the low-rank adapters are taken. Intervals are in steps.
     keep_checkpoints: how many of the last checkpoints are kept; keep_best: and how many of those with the largest `best_metric` besides.
     wandb_project: also log to this project of Weights & Biases (None: do not).
     """

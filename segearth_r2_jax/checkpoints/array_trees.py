@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from segearth_r2_jax.checkpoints.lazy_leaf import LazyLeaf
-from segearth_r2_jax.checkpoints.leaf_handler import CHUNK_BYTES, LazyLeafHandler
+from segearth_r2_jax.checkpoints.leaf_handler import CHUNK_BYTES, FILE_BYTES, LazyLeafHandler
 from segearth_r2_jax.checkpoints.sealed_folder import TEMPORARY, is_whole, seal, wait_for_all
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.binding import flatten, unflatten
@@ -38,7 +38,7 @@ def save_tree(path: epath.Path, tree: Mapping[str, Any], written: Callable[[int]
     checkpointer = ocp.AsyncCheckpointer(_handler(written), async_options=options)
     chunks = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
     try:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(tree, save_args=chunks))
+        checkpointer.save(path, args=ocp.args.PyTreeSave(tree, save_args=chunks, ocdbt_target_data_file_size=FILE_BYTES))
     finally:
         checkpointer.close()
 
@@ -74,14 +74,13 @@ def load_tree(path: epath.Path, wanted: Mapping[str, Any], dtype: jax.typing.DTy
 
 
 def _handler(written: Callable[[int], None] | None = None) -> ocp.PyTreeCheckpointHandler:
-    # Not compressed: the bits of trained weights are close to random, and zstd is slower than a disk. A file for each chunk, not the
-    # key-value store that Orbax packs them into: it would copy everything once more, and take half as long again.
+    # Not compressed: the bits of trained weights are close to random, and zstd is slower than a disk.
     arrays = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, ocp.type_handlers.NumpyHandler()),
         (jax.Array, ocp.type_handlers.ArrayHandler()),
         (LazyLeaf, LazyLeafHandler(written)),
     )
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=arrays, use_compression=False, use_ocdbt=False)
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=arrays, use_compression=False)
 
 
 def _checkpointer() -> ocp.Checkpointer:

@@ -20,6 +20,8 @@ from segearth_r2_jax.checkpoints.lazy_leaf import LazyLeaf
 # Of a leaf on the disk: small enough for a few in memory and for a device of a mesh to read little more than its part, large enough for a
 # disk or a bucket to work at its full speed.
 CHUNK_BYTES = 64 << 20
+# Of a file of the disk: what waits to be written to one is in memory.
+FILE_BYTES = 256 << 20
 # Read (and transposed) at the same time as one is written.
 IN_FLIGHT = 3
 

@@ -1,7 +1,7 @@
 """Leaves of a saved tree, read a few layers of a stack at a time: what Orbax has no function for.
 
 Orbax restores whole leaves, and a stacked leaf of the published model has up to 1.7 GB in float16. Underneath a leaf is a TensorStore
-array (driver "zarr", named by its path with dots: a folder of files, or in an OCDBT key-value store), of which any part can be read.
+array (driver "zarr" on an OCDBT key-value store, named by its path with dots), of which any part can be read.
 """
 
 from __future__ import annotations
@@ -34,12 +34,11 @@ class StoredTree:
         self._folder = epath.Path(tree)
         try:
             zarr3 = json.loads((self._folder / "_METADATA").read_text()).get("use_zarr3", False)
-            ocdbt = (self._folder / "manifest.ocdbt").exists()
         except (OSError, ValueError) as error:
             raise UserError(f"{tree}: cannot be read ({str(error).splitlines()[0]})") from error
         self._driver = "zarr3" if zarr3 else "zarr"
-        self._root = str(self._folder) if "://" in str(tree) else f"file://{os.fspath(self._folder)}"
-        self._ocdbt = ocdbt
+        base = str(self._folder) if "://" in str(tree) else {"driver": "file", "path": f"{os.fspath(self._folder)}/"}
+        self._kvstore = {"driver": "ocdbt", "base": base}
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _TABLE_BYTES}})
 
     def leaf(self, path: str) -> LeafReader:
@@ -48,9 +47,7 @@ class StoredTree:
         Raises:
             UserError: there is no such leaf.
         """
-        name = f"{path.replace('/', '.')}/"
-        kvstore = {"driver": "ocdbt", "base": f"{self._root}/", "path": name} if self._ocdbt else f"{self._root}/{name}"
-        spec = {"driver": self._driver, "kvstore": kvstore}
+        spec = {"driver": self._driver, "kvstore": {**self._kvstore, "path": f"{path.replace('/', '.')}/"}}
         try:
             return LeafReader(ts.open(spec, open=True, read=True, context=self._context).result())
         except (OSError, ValueError) as error:

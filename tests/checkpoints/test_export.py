@@ -235,7 +235,7 @@ def test_without_adapters_there_is_none_to_write(tmp_path, plain):
 @pytest.mark.parametrize("tree", ["base", "unused"])
 def test_damage_is_found_before_anything_appears(tmp_path, tree):
     source = write(tmp_path / "checkpoint", tiny(None), random_leaves(tiny(None), np.float16))
-    file = max((path for path in (source / tree).rglob("*") if path.is_file() and path.name[0].isdigit()), key=lambda p: p.stat().st_size)
+    file = max((path for path in (source / tree).rglob("*") if path.is_file() and path.parent.name == "d"), key=lambda p: p.stat().st_size)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)

@@ -184,8 +184,8 @@ def test_damaged_parameters_are_not_used(folder):
         manager.load_parameters(folder)
     (folder / "steps" / "3").rename(folder / "steps" / "3.bad")
     assert manager.load_parameters(folder)["head"]["kernel"][0, 0] == -2.0
-    hurt(folder / "base" / "_METADATA", "truncated")
-    with pytest.raises(UserError, match=r"base is damaged: _METADATA has \d+ bytes instead of \d+; `train` with"):
+    hurt(folder / "base" / "manifest.ocdbt", "truncated")
+    with pytest.raises(UserError, match=r"base is damaged: manifest.ocdbt has \d+ bytes instead of \d+; `train` with"):
         manager.load_parameters(folder)
 
 
@@ -194,11 +194,11 @@ def test_a_damaged_base_is_renamed_and_written_anew(folder, capfd):
     manager.keep_base(folder, base)
     manager.keep_base(folder, {"norm": {"scale": np.zeros(5, np.float32)}})
     assert manager.load_parameters(folder)["norm"]["scale"].tolist() == [1.0] * 5, "what is whole is kept"
-    hurt(folder / "base" / "_METADATA", "truncated")
+    hurt(folder / "base" / "manifest.ocdbt", "truncated")
     manager.keep_base(folder, base)
     assert manager.load_parameters(folder)["norm"]["scale"].tolist() == [1.0] * 5
     assert (folder / "base.damaged").is_dir()
-    assert "base is damaged: _METADATA has " in capfd.readouterr().err
+    assert "base is damaged: manifest.ocdbt has " in capfd.readouterr().err
 
 
 def test_what_was_cut_off_is_deleted_with_a_line(folder, capfd):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,9 +48,10 @@ def test_a_termination_reaches_the_command_which_is_not_started_again(tmp_path, 
     program = "trap 'echo saved; exit 75' TERM; echo ready; while :; do sleep 0.05; done"
     command = ["bash", str(LAUNCH / "keep_running.sh"), "bash", "-c", program]
     # A shell cannot trap a signal that was ignored when it began, as SIGINT is in what a script starts in the background.
-    ctrl_c_works = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    ctrl_c_works = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", ctrl_c_works, *command]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=ctrl_c_works, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes) as process:
         try:
             assert process.stdout.readline() == "ready\n"
             process.send_signal(number)

@@ -123,7 +123,7 @@ def compile_program(program: Program, chip: Chip | None, usable: int) -> Report:
             if needs is None:
                 raise
         compiling = time.perf_counter() - began
-        text = None if compiled is None else _compiled_text(Path(folder))
+        text = None if compiled is None else _compiled_text(compiled, Path(folder))
 
     if compiled is None:
         memory, cost = Memory(program.arguments, None, None, None, program.resident, needs[0] + program.resident, usable), None
@@ -140,10 +140,13 @@ def compile_program(program: Program, chip: Chip | None, usable: int) -> Report:
     return Report(program.name, program.sizes, mesh, memory, cost, round(lowering, 2), round(compiling, 2))
 
 
-def _compiled_text(folder: Path) -> str:
-    """The compiled program among what the compiler wrote down. `Compiled.as_text()` would be the place to ask, but fails on programs in
-    which a SparseCore scatters beside the TensorCore (v5p, v6e): what they hold cannot be read back into a module."""
-    return max(folder.glob("*.after_optimizations.txt"), key=lambda path: path.stat().st_size).read_text()
+def _compiled_text(compiled: jax.stages.Compiled, folder: Path) -> str:
+    """The compiled program: as JAX gives it or, where it cannot, what the compiler wrote down in `folder`. Programs in which a SparseCore
+    scatters beside the TensorCore (v5p, v6e) cannot be read back into a module, which JAX needs for the text."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return max(folder.glob("*.after_optimizations.txt"), key=lambda path: path.stat().st_size).read_text()
 
 
 def _cost(program: Program, text: str, chip: Chip | None) -> Cost:

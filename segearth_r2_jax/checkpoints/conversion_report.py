@@ -9,9 +9,12 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import google_crc32c
 import jax.numpy as jnp
+import numpy as np
 
 from segearth_r2_jax.checkpoints.key_rules import KeyMap
+from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import contiguous_chunks
 
 # What `Entry.goes` says of a tensor that is not taken.
 DROPPED = ("dropped",)
@@ -96,14 +99,21 @@ def make_report(kind: str, keys: KeyMap, entries: Iterable[Entry], template: str
         mapped=len(keys.parts) - len(unused),
         parameters=len(keys.leaves),
         kept=len(kept),
-        partly=summary((name for name, parts in keys.parts.items() if any(part.path is None for part in parts)), keys.parts),
-        unused=summary(kept, keys.parts),
-        absent=summary((name for name in unused if name not in present), keys.parts),
+        partly=_summary((name for name, parts in keys.parts.items() if any(part.path is None for part in parts)), keys.parts),
+        unused=_summary(kept, keys.parts),
+        absent=_summary((name for name in unused if name not in present), keys.parts),
         notes=tuple(notes),
         bytes=dict(total),
         template=template,
         entries=entries,
     )
+
+
+def checksum(values: np.ndarray, before: int = 0) -> int:
+    """The CRC-32C of an array's bytes in C order, going on from that of what came `before`."""
+    for chunk in contiguous_chunks(values):
+        before = google_crc32c.extend(before, chunk)
+    return before
 
 
 def where_it_goes(keys: KeyMap, key: str) -> tuple[str, ...]:
@@ -116,7 +126,7 @@ def where_it_goes(keys: KeyMap, key: str) -> tuple[str, ...]:
     return tuple(leaf + row for leaf, row in zip(leaves, rows, strict=True))
 
 
-def summary(names: Iterable[str], everything: Iterable[str]) -> tuple[str, ...]:
+def _summary(names: Iterable[str], everything: Iterable[str]) -> tuple[str, ...]:
     """A few lines that say which of `everything` the `names` are: whole subtrees as "prefix.*", layer numbers as "*", with counts."""
     names = list(names)
     others = set(everything) - set(names)

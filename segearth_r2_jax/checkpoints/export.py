@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +29,7 @@ from etils import epath
 
 from segearth_r2_jax.checkpoints import manager
 from segearth_r2_jax.checkpoints.array_trees import tree_shapes
-from segearth_r2_jax.checkpoints.conversion_report import Entry, Report, make_report
+from segearth_r2_jax.checkpoints.conversion_report import Entry, Report, checksum, make_report
 from segearth_r2_jax.checkpoints.json_files import write_json
 from segearth_r2_jax.checkpoints.key_rules import KeyMap, Part, Rule, Unused, check_tree
 from segearth_r2_jax.checkpoints.lazy_leaf import LazyLeaf, Piece
@@ -43,7 +42,6 @@ from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map, segearth_r2_r
 from segearth_r2_jax.checkpoints.sources.tokenizer_files import TOKENIZER_FILES
 from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import (
     Layout,
-    contiguous_chunks,
     write_safetensors,
     write_safetensors_file,
 )
@@ -196,8 +194,7 @@ class _Outgoing:
                 continue
             reader = self._reader(where)
             values = reader.read() if part is None or part.index is None else reader.row(part.index)
-            for chunk in contiguous_chunks(values):
-                crc = google_crc32c.extend(crc, chunk)
+            crc = checksum(values, crc)
             if part is not None and part.path is not None:
                 if self._is_merged(part.path):
                     values = self._merged(part, values)

@@ -13,11 +13,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 
 from segearth_r2_jax.checkpoints import manager
-from segearth_r2_jax.checkpoints.conversion_report import DROPPED, Entry, Report, make_report, where_it_goes
+from segearth_r2_jax.checkpoints.conversion_report import DROPPED, Entry, Report, checksum, make_report, where_it_goes
 from segearth_r2_jax.checkpoints.json_files import write_json
 from segearth_r2_jax.checkpoints.key_rules import check_tree
 from segearth_r2_jax.checkpoints.output_folder import built_aside, check_target
@@ -34,7 +33,6 @@ from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
 REPORT = "conversion.json"
 # The memory of the source's pages is given back after so many bytes were written.
 _RELEASE_BYTES = 256 << 20
-_CHECKSUM_BYTES = 1 << 20
 
 
 class Import:
@@ -165,12 +163,5 @@ class _Summed:
         array = self._tensor.load()
         with self._lock:
             if self.crc32c is None:
-                self.crc32c = _checksum(array)
+                self.crc32c = f"{checksum(array):08x}"
         return array if dtype is None else array.astype(dtype, copy=False)
-
-
-def _checksum(array: np.ndarray) -> str:
-    data, crc = np.ascontiguousarray(array).reshape(-1).view(np.uint8), 0
-    for start in range(0, max(1, data.size), _CHECKSUM_BYTES):
-        crc = google_crc32c.extend(crc, data[start : start + _CHECKSUM_BYTES].tobytes())
-    return f"{crc:08x}"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from segearth_r2_jax.checkpoints.conversion_report import Report
+    from segearth_r2_jax.checkpoints.export import Export
+    from segearth_r2_jax.checkpoints.reference_import import Import
     from segearth_r2_jax.checkpoints.sources.reference_checkpoint import ReferenceCheckpoint
     from segearth_r2_jax.checkpoints.torch_files.lazy_tensor import LazyTensor
     from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
@@ -107,12 +109,7 @@ def _from_pytorch(args: argparse.Namespace) -> None:
         raise UserError("--verify: there is nothing to compare with --dry-run")
     _require_torch(args)
     incoming = Import(_open(args), dtype=args.dtype, template=args.template)
-    if args.dry_run:
-        _show(args, incoming.report())
-        return
-    with _progress(incoming.nbytes) as written:
-        report = incoming.write(args.target, force=args.force, written=written)
-    _show(args, report)
+    _carry(args, incoming)
     if args.verify:
         _verify(args, incoming.checkpoint.tensors, incoming.config, args.target)
 
@@ -145,15 +142,19 @@ def _to_pytorch(args: argparse.Namespace) -> None:
     if args.verify and (args.dry_run or args.format == "adapter"):
         raise UserError(f"--verify: there is nothing to compare with {'--dry-run' if args.dry_run else '--format adapter'}")
     _require_torch(args)
-    outgoing = Export(args.source, form=args.format or "merged", dtype=args.dtype)
-    if args.dry_run:
-        _show(args, outgoing.report())
-        return
-    with _progress(outgoing.nbytes) as written:
-        report = outgoing.write(args.target, force=args.force, written=written)
-    _show(args, report)
+    _carry(args, Export(args.source, form=args.format or "merged", dtype=args.dtype))
     if args.verify:
         _verify(args, read_state_dict(args.target), read_model_config(args.source), args.source)
+
+
+def _carry(args: argparse.Namespace, weights: Import | Export) -> None:
+    """Writes the target, or only says what would be written."""
+    if args.dry_run:
+        report = weights.report()
+    else:
+        with _progress(weights.nbytes) as written:
+            report = weights.write(args.target, force=args.force, written=written)
+    _show(args, report)
 
 
 def _require_torch(args: argparse.Namespace) -> None:

@@ -20,9 +20,8 @@ import safetensors.numpy
 from segearth_r2_jax.checkpoints import leaf_reader, manager
 from segearth_r2_jax.checkpoints.conversion_report import Report
 from segearth_r2_jax.checkpoints.export import Export
-from segearth_r2_jax.checkpoints.key_rules import KeyMap
 from segearth_r2_jax.checkpoints.lora import merge
-from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
+from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map
 from segearth_r2_jax.checkpoints.training_checkpoints import TrainingCheckpoints
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.binding import abstract_module, flatten, module_params, unflatten
@@ -82,8 +81,7 @@ def write(folder: Path, config: SegEarthR2Config, leaves: dict[str, np.ndarray],
 def expected(config: SegEarthR2Config, leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """By the table itself, whole trees at once."""
     params = unflatten(leaves)
-    keys = KeyMap(segearth_r2_rules(config), params)
-    return dict(keys.to_reference(params, UNUSED))
+    return dict(key_map(config).to_reference(params, UNUSED))
 
 
 def bits(tensors: dict[str, np.ndarray]) -> dict[str, tuple]:

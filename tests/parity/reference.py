@@ -12,10 +12,9 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file
 
-from segearth_r2_jax.checkpoints.key_rules import KeyMap
 from segearth_r2_jax.checkpoints.reference_config import config_from_reference
-from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
-from segearth_r2_jax.models.binding import Params, abstract_module, bind, module_params, unflatten
+from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map
+from segearth_r2_jax.models.binding import Params, abstract_module, bind, unflatten
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
 
 
@@ -43,8 +42,7 @@ def fixture_parameters(fixtures_dir: Path, dtype: np.typing.DTypeLike, config: S
     `config` is `fixture_config` unless a test changes it (another selected layer of SigLIP, for instance).
     """
     config = config or fixture_config(fixtures_dir)
-    abstract = module_params(abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs)))
-    leaves, _ = KeyMap(segearth_r2_rules(config), abstract).to_parameters(reference_weights(fixtures_dir))
+    leaves, _ = key_map(config).to_parameters(reference_weights(fixtures_dir))
     return unflatten({path: np.asarray(leaf.astype(dtype)) for path, leaf in leaves.items()})
 
 

@@ -15,10 +15,9 @@ import pytest
 from language_reference import Arrays
 from reference import fixture_config, fixture_model, fixture_parameters
 
-from segearth_r2_jax.checkpoints.key_rules import KeyMap
-from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
+from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map
 from segearth_r2_jax.inputs.conversation import IGNORE_LABEL, IMAGE_SLOT, PADDING, REFER_SLOT
-from segearth_r2_jax.models.binding import bind, module_params
+from segearth_r2_jax.models.binding import bind
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2Output
 from segearth_r2_jax.objectives.mask_losses import PointDraws, PointSampling, mask_losses, select_points
 from segearth_r2_jax.objectives.spatial_attention import attention_losses, attention_target
@@ -210,7 +209,7 @@ def test_the_training_pass(stored: Arrays, fixtures_dir: Path, precision: str):
 def check_gradients(fixtures_dir: Path, grads: Any, params: Any, precision: str) -> None:
     """Every stored gradient, and the norm of the gradient of every parameter; unused ones have none."""
     config = fixture_config(fixtures_dir)
-    keys = KeyMap(segearth_r2_rules(config), module_params(fixture_model(fixtures_dir)))
+    keys = key_map(config)
     ours = dict(keys.to_reference(jax.tree.map(np.asarray, grads)))
     stored = Arrays(fixtures_dir / "grads.npz", precision)
     names = [name for name in np.load(fixtures_dir / "grads.npz").files if not name.endswith("__f64")]

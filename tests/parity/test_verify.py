@@ -16,10 +16,9 @@ from reference import fixture_config, fixture_parameters, reference_weights
 
 from segearth_r2_jax.checkpoints import manager, verify_torch
 from segearth_r2_jax.checkpoints.export import Export
-from segearth_r2_jax.checkpoints.key_rules import KeyMap
 from segearth_r2_jax.checkpoints.lora import merge_lora
 from segearth_r2_jax.checkpoints.reference_config import config_from_reference
-from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
+from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map
 from segearth_r2_jax.checkpoints.verify_torch import BOUNDS, verify
 from segearth_r2_jax.cli import convert
 from segearth_r2_jax.errors import UserError
@@ -63,7 +62,7 @@ def write(folder: Path, config: SegEarthR2Config, leaves: dict[str, np.ndarray])
 
 
 def reference_tensors(config: SegEarthR2Config, params: Params) -> dict[str, np.ndarray]:
-    return dict(KeyMap(segearth_r2_rules(config), params).to_reference(params))
+    return dict(key_map(config).to_reference(params))
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from reference import fixture_config, fixture_model, fixture_parameters, referen
 
 from segearth_r2_jax.checkpoints import manager
 from segearth_r2_jax.checkpoints.key_rules import KeyMap, Unused
-from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
+from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map, segearth_r2_rules
 from segearth_r2_jax.checkpoints.torch_files.state_dict import read_state_dict
 from segearth_r2_jax.cli import convert
-from segearth_r2_jax.models.binding import abstract_module, bind, flatten, module_params
+from segearth_r2_jax.models.binding import bind, flatten
 from segearth_r2_jax.models.layers import LoraConfig
-from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
+from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
 
 
 def run(source: Path, target: Path) -> Path:
@@ -168,8 +168,7 @@ def expand(pattern: str) -> list[str]:
 @pytest.fixture(scope="module", params=[51200, 50296], ids=["padded table", "table of the tokenizer's size"])
 def published(request) -> tuple[KeyMap, SegEarthR2Config, int]:
     config = SegEarthR2Config.segearth_r2_3b(embed_rows=request.param)
-    abstract = module_params(abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs)))
-    return KeyMap(segearth_r2_rules(config), abstract), config, request.param
+    return key_map(config), config, request.param
 
 
 def test_the_published_sizes_give_the_reference_its_shapes(published):
@@ -206,7 +205,7 @@ def test_the_references_shapes_give_the_model_its_parameters(published):
 
 def test_adapters_are_named_after_the_layer_that_they_adapt():
     config = SegEarthR2Config.segearth_r2_3b(lora=LoraConfig(rank=4))
-    keys = KeyMap(segearth_r2_rules(config), module_params(abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs))))
+    keys = key_map(config)
     adapters = {name: shape for name, shape in keys.shapes.items() if ".lora_" in name}
     projections = [f"model.layers.{i}.self_attn.{name}" for i in range(32) for name in ("q_proj", "v_proj")]
     assert adapters == {f"{name}.lora_{half}.weight": shape for name in projections for half, shape in (("A", (4, 2560)), ("B", (2560, 4)))}

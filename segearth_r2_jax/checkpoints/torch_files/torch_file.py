@@ -70,8 +70,8 @@ def _read_zip(file: MappedFile, inert: tuple[str, ...]) -> Any:
         return begin
 
     begin, end = records[f"{root}/data.pkl"]
-    pickle = TensorPickle(file, inert, place, big_endian=byte_order == b"big")
-    value, _ = pickle.load(file.bytes(begin, end), f"{file.path}: data.pkl")
+    machine = TensorPickle(file, inert, place, big_endian=byte_order == b"big")
+    value, _ = machine.load(file.bytes(begin, end), f"{file.path}: data.pkl")
     return value
 
 
@@ -126,10 +126,10 @@ def _read_legacy(file: MappedFile, inert: tuple[str, ...]) -> Any:
     if version != _PROTOCOL_VERSION:
         raise UserError(f"{file.path}: version {version!r:.40} of torch.save's older format; expected {_PROTOCOL_VERSION}")
     _, position = plain(start=position)
-    pickle = TensorPickle(file, inert)
-    value, position = pickle.load(data, name, position)
+    machine = TensorPickle(file, inert)
+    value, position = machine.load(data, name, position)
     keys, position = plain(start=position)
-    _place_storages(file, pickle.storages, keys, position)
+    _place_storages(file, machine.storages, keys, position)
     return value
 
 

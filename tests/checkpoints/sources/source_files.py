@@ -12,14 +12,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from segearth_r2_jax.checkpoints.key_rules import KeyMap
 from segearth_r2_jax.checkpoints.reference_config import reference_config
-from segearth_r2_jax.checkpoints.segearth_r2_rules import segearth_r2_rules
+from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map
 from segearth_r2_jax.checkpoints.sources.reference_checkpoint import LANGUAGE_PARTS, ReferenceCheckpoint
 from segearth_r2_jax.inputs.tokenizer import train_tokenizer
-from segearth_r2_jax.models.binding import abstract_module, module_params
 from segearth_r2_jax.models.layers import LoraConfig
-from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
+from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
 
 QUERIES = 10
 HEAD_ROWS = 400
@@ -33,18 +31,13 @@ def tiny_config(*, rank: int | None = None, embed_rows: int = HEAD_ROWS) -> SegE
     return dataclasses.replace(config, phi=dataclasses.replace(config.phi, lora=lora, embed_rows=embed_rows))
 
 
-@functools.cache
-def keys(config: SegEarthR2Config) -> KeyMap:
-    return KeyMap(segearth_r2_rules(config), module_params(abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs))))
-
-
 def random_weights(config: SegEarthR2Config, dtype: np.typing.DTypeLike = np.float32, seed: int = 0) -> Weights:
     """Every tensor that the reference stores of `config`, with adapters if it has any."""
     rng = np.random.default_rng(seed)
     channels = config.mask_decoder.hidden_dim
     open_sizes = {"query_feat": QUERIES, "query_embed": QUERIES, "SEG_query_embed": QUERIES + 1, "new_query_embed": 1}
     weights = {}
-    for name, shape in keys(config).shapes.items():
+    for name, shape in key_map(config).shapes.items():
         if "CLASS_proj" in name or name.endswith("inv_freq"):
             continue
         rows = next((size for part, size in open_sizes.items() if f".{part}." in name), channels)

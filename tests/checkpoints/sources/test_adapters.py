@@ -11,7 +11,6 @@ from safetensors.numpy import load_file, save_file
 from source_files import (
     HEAD_ROWS,
     is_language,
-    keys,
     random_weights,
     same,
     tiny_config,
@@ -21,6 +20,7 @@ from source_files import (
 )
 
 from segearth_r2_jax.checkpoints.reference_config import config_from_reference
+from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map
 from segearth_r2_jax.checkpoints.sources.open import is_source, open_source
 from segearth_r2_jax.checkpoints.sources.peft_names import plain_name
 from segearth_r2_jax.checkpoints.sources.tokenizer_files import write_tokenizer
@@ -75,7 +75,7 @@ def test_adapters_over_their_base_are_the_whole_network(base, adapters, after):
     same(opened, after)
     assert opened.lora == LoraConfig(rank=4, alpha=16.0, dropout=0.05)
     assert opened.kind == "PEFT adapters"
-    assert keys(tiny_config(rank=4)).check({name: tensor.shape for name, tensor in opened.tensors.items()}) is None
+    assert key_map(tiny_config(rank=4)).check({name: tensor.shape for name, tensor in opened.tensors.items()}) is None
     assert opened.origins["model.layers.0.self_attn.q_proj.weight"].file == str(base)
     origin = opened.origins["model.layers.1.self_attn.v_proj.lora_B.weight"]
     assert (origin.file, origin.transform) == (str(adapters / "adapter_model.safetensors"), "renamed")

@@ -15,7 +15,6 @@ from source_files import (
     QUERIES,
     detectron_names,
     is_language,
-    keys,
     random_weights,
     same,
     tiny_config,
@@ -24,6 +23,7 @@ from source_files import (
 )
 
 from segearth_r2_jax.checkpoints.reference_config import config_from_reference
+from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map
 from segearth_r2_jax.checkpoints.sources.assemble import assemble
 from segearth_r2_jax.checkpoints.sources.open import open_source
 from segearth_r2_jax.checkpoints.sources.reference_checkpoint import Origin
@@ -66,7 +66,7 @@ def test_the_starting_point_is_a_whole_network_bit_for_bit_that_of_its_sources(m
     same(start, {name: weight for name, weight in weights.items() if name not in DRAWN | {EMBEDDING}})
     same(start, {EMBEDDING: weights[EMBEDDING][:tokens]})
     config = config_from_reference(start.config, {name: tensor.shape for name, tensor in start.tensors.items()})
-    keys(config).check({name: tensor.shape for name, tensor in start.tensors.items()})
+    key_map(config).check({name: tensor.shape for name, tensor in start.tensors.items()})
     assert config.phi.embed_rows == tokens < HEAD_ROWS == config.phi.vocab_size
 
 
@@ -303,7 +303,7 @@ def test_a_missing_key_is_named_by_the_table(mipha, pickled):
     save_file(file, mipha / "model.safetensors")
     start = assemble(mipha, pickled)
     with pytest.raises(UserError, match=r"missing key model\.mm_projector\.0\.weight"):
-        keys(tiny_config(embed_rows=start.config["vocab_size"])).check({name: t.shape for name, t in start.tensors.items()})
+        key_map(tiny_config(embed_rows=start.config["vocab_size"])).check({name: t.shape for name, t in start.tensors.items()})
 
 
 def test_a_source_alone_says_what_it_lacks(tmp_path, mipha, pickled, weights):

@@ -12,7 +12,6 @@ from source_files import (
     Weights,
     detectron_names,
     is_language,
-    keys,
     random_weights,
     tiny_config,
     write_mask2former,
@@ -24,6 +23,7 @@ from segearth_r2_jax.checkpoints import manager
 from segearth_r2_jax.checkpoints.conversion_report import DROPPED
 from segearth_r2_jax.checkpoints.export import Export
 from segearth_r2_jax.checkpoints.reference_import import REPORT, Import
+from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map
 from segearth_r2_jax.checkpoints.sources.assemble import assemble
 from segearth_r2_jax.checkpoints.sources.open import open_source
 from segearth_r2_jax.checkpoints.sources.reference_checkpoint import ReferenceCheckpoint
@@ -50,7 +50,7 @@ def goes_in(opened: ReferenceCheckpoint, config: SegEarthR2Config, target: Path)
     incoming = Import(opened)
     planned = incoming.report()
     report = incoming.write(target)
-    leaves, unused = keys(config).to_parameters(weights)
+    leaves, unused = key_map(config).to_parameters(weights)
     assert bits(flatten(manager.load_parameters(target))) == bits(leaves)
     assert bits(manager.load_unused(target)) == bits(unused)
     assert manager.read_model_config(target).phi.lora == opened.lora

@@ -13,7 +13,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from source_files import (  # noqa: E402
-    keys,
     random_weights,
     same,
     tiny_config,
@@ -23,6 +22,7 @@ from source_files import (  # noqa: E402
 )
 from zero_files import PEFT, Run, write_zero  # noqa: E402
 
+from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map  # noqa: E402
 from segearth_r2_jax.checkpoints.sources.open import is_source, open_source  # noqa: E402
 from segearth_r2_jax.checkpoints.sources.zero import read_zero  # noqa: E402
 from segearth_r2_jax.errors import UserError  # noqa: E402
@@ -267,7 +267,7 @@ def test_a_run_of_the_reference_is_a_whole_network(tmp_path, stage, base_layer):
     opened = open_source(folder)
     assert opened.tensors.keys() == final.keys()
     same(opened, final)
-    keys(config).check({name: tensor.shape for name, tensor in opened.tensors.items()})
+    key_map(config).check({name: tensor.shape for name, tensor in opened.tensors.items()})
     assert opened.lora == LoraConfig(rank=4, alpha=16.0, dropout=0.05)
     assert opened.kind == f"DeepSpeed ZeRO checkpoint, stage {'3' if stage == 3 else '1 or 2'} with adapters"
     assert (opened.folder, opened.tokenizer) == (folder, folder)

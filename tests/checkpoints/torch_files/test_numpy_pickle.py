@@ -8,6 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
+import stored_examples
 
 from segearth_r2_jax.checkpoints.torch_files.lazy_tensor import LazyTensor
 from segearth_r2_jax.checkpoints.torch_files.numpy_pickle import read_numpy_pickle
@@ -194,14 +195,8 @@ def test_arrays_that_are_none_are_refused(file, data, message):
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_every_cut_and_changed_byte_ends_in_values_or_one_line(file, protocol):
     data = pickle.dumps({"model": {"w": np.ones((3, 2), np.float32), "b": np.arange(3)}, "n": np.float32(1)}, protocol=protocol)
-    rng = np.random.default_rng(0)
-    damaged = [data[:end] for end in range(0, len(data), 3)]
-    for position in range(len(data)):
-        changed = bytearray(data)
-        changed[position] ^= int(rng.integers(1, 256))
-        damaged.append(bytes(changed))
     messages = []
-    for content in damaged:
+    for content in stored_examples.damaged(data, every=3, changed=len(data)):
         file.write_bytes(content)
         with pytest.raises(UserError) if len(content) < len(data) else contextlib.suppress(UserError):
             try:

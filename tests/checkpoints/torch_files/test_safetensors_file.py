@@ -8,6 +8,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+import stored_examples
 from safetensors.numpy import save_file
 
 from segearth_r2_jax.checkpoints.torch_files.safetensors_file import DTYPES, read_safetensors_file
@@ -176,14 +177,8 @@ def test_every_cut_and_changed_byte_of_a_header_ends_in_values_or_one_line(file)
     save_file(tensors(), file)
     data = file.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
-    rng = np.random.default_rng(0)
-    damaged = [data[:end] for end in range(0, len(data), 5)]
-    for position in range(header):
-        changed = bytearray(data)
-        changed[position] ^= int(rng.integers(1, 256))
-        damaged.append(bytes(changed))
     messages = []
-    for content in damaged:
+    for content in stored_examples.damaged(data, every=5, changed=header):
         file.write_bytes(content)
         with pytest.raises(UserError) if len(content) < len(data) else contextlib.suppress(UserError):
             try:

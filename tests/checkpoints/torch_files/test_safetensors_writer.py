@@ -10,10 +10,10 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import stored_examples
 
 from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import write_safetensors, write_safetensors_file
 from segearth_r2_jax.checkpoints.torch_files.state_dict import INDEX, SINGLE
@@ -23,17 +23,9 @@ from segearth_r2_jax.errors import UserError
 @pytest.fixture
 def tensors() -> dict[str, np.ndarray]:
     return {
-        "flag": np.array([True, False, True]),
-        "byte": np.arange(5, dtype=np.uint8),
-        "half": np.arange(6, dtype=np.float16).reshape(2, 3),
-        "brain": np.array([1.5, -0.0, np.inf], ml_dtypes.bfloat16),
-        "single": np.float32([[np.pi]]),
-        "double": np.array([np.pi, 5e-324]),
-        "index": np.array([[2**62, -1]]),
+        **stored_examples.tensors(),
         "transposed": np.arange(6.0).reshape(2, 3).T,
         "reversed": np.arange(9, dtype=np.int32)[::-2],
-        "number": np.array(7.0),
-        "nothing": np.zeros((0, 4), np.float32),
     }
 
 

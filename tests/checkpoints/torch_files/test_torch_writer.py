@@ -9,9 +9,9 @@ import pickletools
 import resource
 import zipfile
 
-import ml_dtypes
 import numpy as np
 import pytest
+import stored_examples
 
 from segearth_r2_jax.checkpoints.torch_files import torch_writer
 from segearth_r2_jax.checkpoints.torch_files.torch_writer import write_torch_file
@@ -21,16 +21,8 @@ from segearth_r2_jax.errors import UserError
 @pytest.fixture
 def tensors() -> dict[str, np.ndarray]:
     return {
-        "flag": np.array([True, False, True]),
-        "byte": np.arange(5, dtype=np.uint8),
-        "half": np.arange(6, dtype=np.float16).reshape(2, 3),
-        "brain": np.array([1.5, -0.0, np.inf], ml_dtypes.bfloat16),
-        "single": np.float32([[np.pi]]),
-        "double": np.array([np.pi, 5e-324]),
-        "index": np.array([[2**62, -1]]),
+        **stored_examples.tensors(),
         "transposed": np.arange(24.0).reshape(2, 3, 4).T,
-        "number": np.array(7.0),
-        "nothing": np.zeros((0, 4), np.float32),
         "名": np.ones(2, np.float32),
     }
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from segearth_r2_jax.models.placement import ACTIVATION_AXES, constrain, gathered
+from segearth_r2_jax.placement import ACTIVATION_AXES, constrain, gathered
 
 Initializer = Callable[..., jax.Array]
 

@@ -35,7 +35,7 @@ from segearth_r2_jax.models.layers import (
     stack_layers,
     wide,
 )
-from segearth_r2_jax.models.placement import constrain
+from segearth_r2_jax.placement import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 Rotation = tuple[jax.Array, jax.Array]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from segearth_r2_jax.models.layers import LOGICAL_AXES
-from segearth_r2_jax.models.placement import ACTIVATION_AXES, Axes, Placement
+from segearth_r2_jax.placement import ACTIVATION_AXES, Axes, Placement
 
 Rules = dict[str, tuple[str, ...]]
 
@@ -75,7 +76,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def placement(mesh: Mesh) -> Placement:
-    """How a network's arrays lie on `mesh` while it runs (`models.placement.placed`).
+    """How a network's arrays lie on `mesh` while it runs (`placement.placed`).
 
     A kernel is gathered over `fsdp` for its use, after it was cast to the compute dtype, and its gradient is summed straight into the
     parts in which the kernel is kept.
@@ -89,7 +90,21 @@ def placement(mesh: Mesh) -> Placement:
         return put(kernel, axes, _IN_USE)
 
     gather.defvjp(lambda kernel, axes: (gather(kernel, axes), None), lambda axes, _, gradient: (put(gradient, axes, PARAMETER_RULES),))
-    return Placement(activation=lambda x, axes: put(x, axes, ACTIVATION_RULES), kernel=gather)
+
+    def per_device(function: Callable[..., Any], inputs: Sequence[Axes], outputs: Any) -> Callable[..., Any]:
+        def spec(x: jax.ShapeDtypeStruct, axes: Axes) -> PartitionSpec:
+            return partition_spec(x.shape, axes, mesh, ACTIVATION_RULES)
+
+        def divided(*arrays: jax.Array) -> Any:
+            out = jax.eval_shape(function, *arrays)
+            out_specs = tuple(map(spec, out, outputs)) if isinstance(out, tuple) else spec(out, outputs)
+            in_specs = tuple(spec(x, axes) for x, axes in zip(arrays, inputs, strict=True))
+            # Kernels do not say over which axes what they return varies.
+            return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)
+
+        return divided
+
+    return Placement(activation=lambda x, axes: put(x, axes, ACTIVATION_RULES), kernel=gather, per_device=per_device)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

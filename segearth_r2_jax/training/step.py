@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 
 from segearth_r2_jax.inputs.image_processing import normalize_for_siglip, normalize_for_swin
 from segearth_r2_jax.models.binding import Params, bind
-from segearth_r2_jax.models.placement import placed
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Output
 from segearth_r2_jax.objectives.mask_losses import PointSampling, draw_points
 from segearth_r2_jax.objectives.total import LossWeights, total_loss
+from segearth_r2_jax.placement import placed
 from segearth_r2_jax.sharding import rules
 from segearth_r2_jax.training.state import TrainState, join_params
 

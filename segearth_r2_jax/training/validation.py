@@ -21,11 +21,11 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
 from segearth_r2_jax.models.binding import Params, bind
-from segearth_r2_jax.models.placement import placed
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2
 from segearth_r2_jax.objectives.language_modeling import IGNORE_LABEL
 from segearth_r2_jax.objectives.mask_losses import draw_points
 from segearth_r2_jax.objectives.total import total_loss
+from segearth_r2_jax.placement import placed
 from segearth_r2_jax.sharding import rules
 from segearth_r2_jax.training.batches import loader_config, open_loader, to_devices
 from segearth_r2_jax.training.run_config import RunConfig

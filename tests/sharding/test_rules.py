@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from segearth_r2_jax.models.layers import LOGICAL_AXES
-from segearth_r2_jax.models.placement import ACTIVATION_AXES, constrain, gathered, placed
+from segearth_r2_jax.placement import ACTIVATION_AXES, constrain, gathered, placed
 from segearth_r2_jax.sharding.mesh import MeshShape, make_mesh
 from segearth_r2_jax.sharding.rules import ACTIVATION_RULES, PARAMETER_RULES, parameter_spec, partition_spec, placement, shardings
 

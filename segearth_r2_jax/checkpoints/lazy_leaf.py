@@ -16,10 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from segearth_r2_jax.checkpoints.transposition import copy_transposed
 from segearth_r2_jax.errors import UserError
-
-# A transposition goes tile by tile: what is read in columns stays in the cache until all of its lines are used.
-_TILE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +101,7 @@ def _copy(target: np.ndarray, source: np.ndarray, name: str) -> None:
     """`target[...] = source`, which may be transposed and of another dtype."""
     with np.errstate(over="ignore"):
         if target.ndim == 2 and source.strides[0] < source.strides[1]:
-            for i in range(0, target.shape[0], _TILE):
-                for j in range(0, target.shape[1], _TILE):
-                    target[i : i + _TILE, j : j + _TILE] = source[i : i + _TILE, j : j + _TILE]
+            copy_transposed(target, source.T)
         else:
             target[...] = source
     if source.dtype != target.dtype and not np.isfinite(target).all() and np.isfinite(source).all():

@@ -23,11 +23,13 @@ def copy_transposed(target: np.ndarray, source: np.ndarray) -> None:
     lines, columns = (_NUMPY_TILE, _NUMPY_TILE) if cpu is None else (_LINES, _COLUMNS)
     for i in range(0, source.shape[0], lines):
         for j in range(0, source.shape[1], columns):
-            tile = source[i : i + lines, j : j + columns].T
-            if cpu is not None:
-                bits = tile.view(np.dtype(f"uint{8 * source.dtype.itemsize}"))
-                tile = np.asarray(jax.device_put(bits, cpu)).view(source.dtype)
-            target[j : j + columns, i : i + lines] = tile
+            tile = source[i : i + lines, j : j + columns]
+            if cpu is None:
+                target[j : j + columns, i : i + lines] = tile.T
+                continue
+            # A copy, since JAX may hold on for a while to all of the array that it was given a part of.
+            bits = tile.copy().view(np.dtype(f"uint{8 * source.dtype.itemsize}"))
+            target[j : j + columns, i : i + lines] = np.asarray(jax.device_put(bits.T, cpu)).view(source.dtype)
 
 
 @functools.cache

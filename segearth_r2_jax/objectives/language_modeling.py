@@ -52,5 +52,7 @@ def next_token_loss(
 def _summed(logits: jax.Array, targets: jax.Array) -> jax.Array:
     counted = targets != IGNORE_LABEL
     logits = logits.astype(wide(logits.dtype))
-    picked = jnp.take_along_axis(logits, jnp.where(counted, targets, 0)[..., None], axis=-1)[..., 0]
+    # Not looked up by index: the gradient would be a scatter, slow on TPUs, where a sum over what matches fuses with the rest.
+    vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    picked = jnp.where(vocabulary == targets[..., None], logits, 0).sum(-1)
     return jnp.sum(jnp.where(counted, jax.nn.logsumexp(logits, axis=-1) - picked, 0))

@@ -77,8 +77,9 @@ def attention(
 
 def _fused(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
     """Whether another form than the definition can run and is worth its while, by dtypes and shapes."""
-    same_dtype = q.dtype == k.dtype == v.dtype and q.dtype in (jnp.bfloat16, jnp.float32)
-    return same_dtype and q.shape[-1] % _WIDTH_STEP == 0 and min(q.shape[1], k.shape[1]) >= _SHORTEST
+    if jax.config.jax_enable_x64 or not q.dtype == k.dtype == v.dtype:  # The TPU's kernels index with 32 bits.
+        return False
+    return q.dtype in (jnp.bfloat16, jnp.float32) and q.shape[-1] % _WIDTH_STEP == 0 and min(q.shape[1], k.shape[1]) >= _SHORTEST
 
 
 def _forward(*arrays: jax.Array, causal: bool, scale: float) -> jax.Array:

@@ -53,47 +53,54 @@ def _siglip(q, k, v, mask, cotangent):
 
 
 @pytest.mark.parametrize(
-    ("topology", "tokens", "dtype"),
+    ("topology", "tokens", "dtype", "temporaries"),
     [
-        ("v5e:2x2", 1024, "bfloat16"),
-        pytest.param("v5e:2x2", 896, "bfloat16", marks=pytest.mark.slow),
-        pytest.param("v5e:2x2", 1280, "bfloat16", marks=pytest.mark.slow),
-        pytest.param("v5e:2x2", 2048, "bfloat16", marks=pytest.mark.slow),
-        pytest.param("v5e:2x2", 1280, "float32", marks=pytest.mark.slow),
-        pytest.param("v6e:2x2", 1024, "bfloat16", marks=pytest.mark.slow),
-        pytest.param("v5p:2x2x1", 1024, "bfloat16", marks=pytest.mark.slow),
+        ("v5e:2x2", 1024, "bfloat16", 2 * MIB),
+        pytest.param("v5e:2x2", 896, "bfloat16", 2 * MIB, marks=pytest.mark.slow),
+        pytest.param("v5e:2x2", 1280, "bfloat16", 2 * MIB, marks=pytest.mark.slow),
+        # The gradient of the queries, once per block of keys.
+        pytest.param("v5e:2x2", 2048, "bfloat16", 64 * MIB, marks=pytest.mark.slow),
+        pytest.param("v5e:2x2", 896, "float32", 2 * MIB, marks=pytest.mark.slow),
+        pytest.param("v5e:2x2", 1280, "float32", 112 * MIB, marks=pytest.mark.slow),
+        pytest.param("v6e:2x2", 1280, "bfloat16", 2 * MIB, marks=pytest.mark.slow),
+        # Here the compiler keeps less in vector memory.
+        pytest.param("v5p:2x2x1", 1280, "bfloat16", 80 * MIB, marks=pytest.mark.slow),
     ],
 )
-def test_phi_forward_and_backward_keeps_no_scores(topology: str, tokens: int, dtype: str):
+def test_phi_forward_and_backward_keeps_no_scores(topology: str, tokens: int, dtype: str, temporaries: int):
     """Causal, with padding, one image per device."""
     used, _, text = _compiled(_phi, 4, tokens, PHI_HEADS, PHI_WIDTH, dtype, tpu_mesh(4, 1, 1, topology=topology))
     assert "tpu_custom_call" in text
-    # The scores of all heads are 32 times as many as those of one.
-    assert used < 8 * tokens * tokens * jnp.dtype(dtype).itemsize
+    assert used <= temporaries < PHI_HEADS * tokens * tokens * jnp.dtype(dtype).itemsize
 
 
 @pytest.mark.parametrize(
-    "topology", ["v5e:2x2", pytest.param("v6e:2x2", marks=pytest.mark.slow), pytest.param("v5p:2x2x1", marks=pytest.mark.slow)]
+    ("topology", "temporaries"),
+    [
+        ("v5e:2x2", 6 * MIB),
+        pytest.param("v6e:2x2", 6 * MIB, marks=pytest.mark.slow),
+        pytest.param("v5p:2x2x1", 52 * MIB, marks=pytest.mark.slow),
+    ],
 )
-def test_siglip_keeps_no_scores(topology: str):
-    """A number of tokens that fills no block."""
-    used, _, text = _compiled(_siglip, 4, SIGLIP_TOKENS, SIGLIP_HEADS, SIGLIP_WIDTH, "bfloat16", tpu_mesh(4, 1, 1, topology=topology))
+def test_siglip_keeps_no_scores(topology: str, temporaries: int):
+    """A number of tokens that fills no block; four images per device, whose scores would not fit the chip's vector memory."""
+    used, _, text = _compiled(_siglip, 16, SIGLIP_TOKENS, SIGLIP_HEADS, SIGLIP_WIDTH, "bfloat16", tpu_mesh(4, 1, 1, topology=topology))
     assert "tpu_custom_call" in text
-    assert used < 8 * SIGLIP_TOKENS**2 * 2
+    assert used <= temporaries < 4 * SIGLIP_HEADS * SIGLIP_TOKENS**2 * 2
 
 
 def test_scanned_recomputed_layers_on_a_mesh_of_data_fsdp_and_tensor():
     """As Phi uses it in a training step; every device computes its own rows and heads."""
 
     def gradient(q, k, v, mask, cotangent):
-        def loss(q):
+        def loss(q, k, v):
             def layer(x, _):
                 return x + attention(x, k, v, causal=True, key_mask=mask, scale=PHI_WIDTH**-0.5), None
 
             return (jax.lax.scan(jax.checkpoint(layer), q, None, length=2)[0] * cotangent).sum((1, 2, 3))
 
-        return jax.vjp(loss, q)[1](jnp.ones(q.shape[0], q.dtype))
+        return jax.vjp(loss, q, k, v)[1](jnp.ones(q.shape[0], q.dtype))
 
     used, _, text = _compiled(gradient, 8, 1024, PHI_HEADS, PHI_WIDTH, "bfloat16", tpu_mesh(2, 4, 2))
     assert "tpu_custom_call" in text
-    assert used < 16 * 1024 * 1024 * 2
+    assert used <= 2 * MIB < PHI_HEADS // 2 * 1024**2 * 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ def attention(
 ) -> jax.Array:
     """softmax(scale * q k^T) v, scores and softmax in float32 or wider.
 
-    Long sequences in bfloat16 or float32 run fused on TPU and GPU, every device computing its own batch rows and heads. Products of
+    From 512 tokens on, bfloat16 and float32 run fused on TPU and GPU, every device computing its own batch rows and heads. Products of
     bfloat16 are summed in float32; those of float32 are then full float32 products, whatever JAX's default is.
 
     Args:
@@ -93,7 +94,7 @@ def _backward(cotangent: jax.Array, *arrays: jax.Array, causal: bool, scale: flo
     layers would compute it once more in any case.
     """
 
-    def gradients(form):
+    def gradients(form: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
         def run(cotangent: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, *key_mask: jax.Array):
             _, pull = jax.vjp(lambda q, k, v: form(q, k, v, *key_mask, causal=causal, scale=scale), q, k, v)
             return pull(cotangent)

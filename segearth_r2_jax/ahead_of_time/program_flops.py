@@ -12,7 +12,8 @@ from jax.extend import core
 def program_flops(jaxpr: core.Jaxpr | core.ClosedJaxpr, *, platform: str, while_trips: int = 1) -> float:
     """FLOPs (2 m k n) of all dot_general and convolutions of a program, over all its devices together.
 
-    Loops count as often as they run, a kernel as often as its grid has cells, and of several branches the dearest.
+    Loops count as often as they run, a kernel as often as its grid has cells (also those that it skips, as causal attention does with what
+    lies in the future), and of several branches the dearest.
 
     Args:
         platform: "cpu", "tpu" or "cuda": of code that differs by platform, which branch counts.

@@ -93,7 +93,7 @@ def test_blocked_is_what_pytorch_calls_blocked(dtype: str):
         steps = np.delete(np.arange(-800, 801), 800 - 150)
         logits = np.concatenate([steps / 100 * float(jnp.finfo(dtype).eps), np.linspace(-90, 90, 1001), [np.nan]])
         ours = jnp.asarray(logits, dtype)
-        theirs = torch.from_numpy(np.asarray(ours, np.float64)).to(getattr(torch, dtype)).sigmoid() < 0.5
+        theirs = torch.from_numpy(np.array(ours, np.float64)).to(getattr(torch, dtype)).sigmoid() < 0.5
         np.testing.assert_array_equal(blocked_pixels(ours), theirs.numpy())
     assert 100 < theirs.sum() < len(logits) - 100
 

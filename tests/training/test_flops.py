@@ -125,7 +125,7 @@ def _gradient_flops(config: SegEarthR2Config, patterns: tuple[str, ...], tokens:
         output = forward(model, batch, dtype="float32", supervise_attention=True, rng=None)
         return output.mask_logits.sum() + output.attention_rows.sum() + model.phi.logits(output.hidden).sum()
 
-    jaxpr = jax.make_jaxpr(jax.grad(loss))(trainable, frozen, batch)
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(loss))(trainable, frozen, batch)
     # Without what nobody needs: the backward pass of a kernel knows not which of its gradients do.
     needed, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
     return program_flops(needed, platform="cpu")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+import segearth_r2_jax.kernels.masked_attention.cpu as cpu
 import segearth_r2_jax.kernels.masked_attention.gpu as gpu
 import segearth_r2_jax.kernels.masked_attention.reference as reference
 import segearth_r2_jax.kernels.masked_attention.tpu as tpu
@@ -161,7 +162,7 @@ def test_every_form_gives_what_the_reference_gives(form, shape: str, dtype: str,
         np.testing.assert_allclose(got / np.abs(wanted).max(), wanted / np.abs(wanted).max(), atol=tolerance)
 
 
-@pytest.mark.parametrize("form", [reference, tpu, gpu], ids=["reference", "tpu", "gpu"])
+@pytest.mark.parametrize("form", [reference, cpu, tpu, gpu], ids=["reference", "cpu", "tpu", "gpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_form_leaves_tiny_negative_logits_open(form, dtype: str):
     """Each pixel's value is its number; with equal scores a query answers with the mean of the numbers of the pixels that it sees."""
@@ -170,9 +171,18 @@ def test_every_form_leaves_tiny_negative_logits_open(form, dtype: str):
     seen = [0, 1, 5] if dtype == "float32" else [0, 1, 2, 5]  # In bfloat16 the third logit is rounded to the lowest open one.
     values = jnp.broadcast_to(jnp.arange(6.0)[:, None], (6, 16)).reshape(1, 6, 1, 16).astype(dtype)
     keys = jnp.zeros((1, 6, 1, 16), dtype)
-    options = {} if form is reference else {"interpret": True}
+    options = {} if form in (reference, cpu) else {"interpret": True}
     out, _, _ = form.attend(keys[:, :1], keys, values, *_with_logits(logits, 16), **options)
     np.testing.assert_allclose(out.astype(jnp.float32), np.mean(seen), rtol=1e-6 if dtype == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-6), ("bfloat16", 2e-2)])
+def test_the_form_for_cpus_gives_what_the_reference_gives(shape: str, dtype: str, tolerance: float):
+    inputs = _real_inputs(SHAPES[shape], dtype)
+    for got, wanted in zip(cpu.attend(*inputs), reference.attend(*inputs), strict=True):
+        assert got.dtype == wanted.dtype
+        np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(wanted, np.float32), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("form", [tpu, gpu], ids=["tpu", "gpu"])

@@ -20,6 +20,8 @@ from segearth_r2_jax.training.step import forward
 LORA = LoraConfig(rank=8, alpha=16.0, dropout=0.05)
 PUBLISHED = ("lora_", "^phi/lm_head", "^pixel_decoder", "^mask_decoder", "^seg_projector")
 BATCH, TOKENS, MASKS = 2, 160, 3
+# A platform for which no kernel has a form of its own: every one is what its reference says, without what a form multiplies by zeros.
+DEFINITION = "rocm"
 
 
 def _keep_everything(config: SegEarthR2Config) -> SegEarthR2Config:
@@ -50,7 +52,7 @@ def _abstract(config: SegEarthR2Config):
 
 
 def _counted(function, *arguments) -> float:
-    return program_flops(jax.make_jaxpr(function)(*arguments), platform="cpu")
+    return program_flops(jax.make_jaxpr(function)(*arguments), platform=DEFINITION)
 
 
 def _resizing(config: SegEarthR2Config) -> float:
@@ -128,7 +130,7 @@ def _gradient_flops(config: SegEarthR2Config, patterns: tuple[str, ...], tokens:
     jaxpr = jax.make_jaxpr(jax.value_and_grad(loss))(trainable, frozen, batch)
     # Without what nobody needs: the backward pass of a kernel knows not which of its gradients do.
     needed, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
-    return program_flops(needed, platform="cpu")
+    return program_flops(needed, platform=DEFINITION)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import segearth_r2_jax.kernels.masked_attention.cpu as cpu
 import segearth_r2_jax.kernels.masked_attention.gpu as gpu
 import segearth_r2_jax.kernels.masked_attention.reference as reference
 import segearth_r2_jax.kernels.masked_attention.tpu as tpu
@@ -66,7 +67,7 @@ _masked_attention.defvjp(_forward, _backward)
 
 def _form(name: str, q: jax.Array, k: jax.Array, v: jax.Array, mask_embed: jax.Array, mask_features: jax.Array) -> Callable[..., Any]:
     """`attend` or `gradients`, in the form of the platform that the program is lowered for."""
-    forms = {}
+    forms = {"cpu": cpu.attend} if name == "attend" else {}
     if q.dtype != jnp.float64:
         forms["tpu"] = getattr(tpu, name)
         if gpu.takes(q, mask_features):

@@ -36,14 +36,9 @@ def attend(
         The output [b, q, n, d]; the logarithm of the softmax's denominator [b, n, q] in float32 or wider; bool [b, q], whether the query
         saw the pixels of its mask only: False where every pixel is blocked, so that it saw them all.
     """
-    blocked = blocked_pixels(_einsum("bqc,bsc->bqs", mask_embed, mask_features))
-    masked = ~blocked.all(-1)
-    scores = _scores(q, k, blocked & masked[..., None])
-    highest = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - highest)
-    total = weights.sum(-1, keepdims=True)
-    out = _einsum("bnqs,bsnd->bqnd", (weights / total).astype(v.dtype), v)
-    return out, (highest + jnp.log(total))[..., 0], masked
+    blocked, masked = mask(mask_embed, mask_features)
+    weights, logsumexp = softmax(_scores(q, k, blocked))
+    return _einsum("bnqs,bsnd->bqnd", weights.astype(v.dtype), v), logsumexp, masked
 
 
 def gradients(
@@ -58,12 +53,27 @@ def gradients(
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What flows into q, k and v, given what `attend` took and returned, and the cotangent [b, q, n, d] of its output."""
-    blocked = blocked_pixels(_einsum("bqc,bsc->bqs", mask_embed, mask_features))
-    weights = jnp.exp(_scores(q, k, blocked & masked[..., None]) - logsumexp[..., None])
+    blocked = blocked_pixels(_einsum("bqc,bsc->bqs", mask_embed, mask_features)) & masked[..., None]
+    weights = jnp.exp(_scores(q, k, blocked) - logsumexp[..., None])
     d_v = _einsum("bnqs,bqnd->bsnd", weights.astype(v.dtype), cotangent)
     d_weights = _einsum("bqnd,bsnd->bnqs", cotangent, v, preferred_element_type=logsumexp.dtype)
     d_scores = (weights * (d_weights - inner_products(out, cotangent)[..., None])).astype(q.dtype)
     return _einsum("bnqs,bsnd->bqnd", d_scores, k), _einsum("bnqs,bqnd->bsnd", d_scores, q), d_v
+
+
+def mask(mask_embed: jax.Array, mask_features: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Bool [b, q, s], True where a query does not look; bool [b, q] as in `attend`."""
+    blocked = blocked_pixels(_einsum("bqc,bsc->bqs", mask_embed, mask_features))
+    masked = ~blocked.all(-1)
+    return blocked & masked[..., None], masked
+
+
+def softmax(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Over the last axis; and the logarithm of its denominator."""
+    highest = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - highest)
+    total = weights.sum(-1, keepdims=True)
+    return weights / total, (highest + jnp.log(total))[..., 0]
 
 
 def inner_products(out: jax.Array, cotangent: jax.Array) -> jax.Array:

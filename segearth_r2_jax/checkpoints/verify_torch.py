@@ -210,7 +210,7 @@ class _Network:
         """[1, s, s, 3] and [SEG] states [m, d] -> the final mask logits [m, h, w]"""
         features = self._bound("pixel_decoder", params)(self._bound("swin", params)(pixels))
         queries = self._bound("seg_projector", params)(states[None])
-        return self._bound("mask_decoder", params)(features.multi_scale, features.mask_features, queries)[-1, 0]
+        return self._bound("mask_decoder", params).final_masks(features.multi_scale, features.mask_features, queries)[0]
 
 
 @functools.cache

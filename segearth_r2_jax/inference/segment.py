@@ -277,7 +277,7 @@ def answer_prompts(
 
 def final_masks(model: SegEarthR2, features: PixelDecoderOutput, seg_states: jax.Array) -> jax.Array:
     """[SEG] states [b, k, d] -> logits [b, k, m, m] of the decoder's last prediction, on the frame at stride 4."""
-    return model.decode_masks(features, seg_states)[-1]
+    return model.final_masks(features, seg_states)
 
 
 def make_target(letterbox: Letterbox, frame_logits: np.ndarray, chosen: float, phrase: str) -> Target:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from segearth_r2_jax.kernels.masked_attention import masked_attention
-from segearth_r2_jax.models.layers import LayerNorm, Linear, parameter, scan_periods
+from segearth_r2_jax.models.layers import LayerNorm, Linear, parameter, scan_periods, wide
 from segearth_r2_jax.models.position_encoding import sine_position
 
 _XAVIER = nnx.initializers.xavier_uniform()
@@ -73,10 +73,12 @@ class MaskedCrossAttention(nnx.Module):
         heads = (*memory.shape[:2], self.num_heads, self.head_dim)
         return self.k_proj(memory + position).reshape(heads), self.v_proj(memory).reshape(heads)
 
-    def __call__(self, queries: jax.Array, keys: jax.Array, values: jax.Array, mask_logits: jax.Array) -> jax.Array:
-        """queries [b, q, c], keys and values [b, s, n, d], mask_logits [b, q, s] -> [b, q, c]"""
+    def __call__(
+        self, queries: jax.Array, keys: jax.Array, values: jax.Array, mask_embed: jax.Array, mask_features: jax.Array
+    ) -> jax.Array:
+        """queries [b, q, c], keys and values [b, s, n, d], mask_embed [b, q, m], mask_features [b, s, m] -> [b, q, c]"""
         q = self.q_proj(queries).reshape(*queries.shape[:2], self.num_heads, self.head_dim)
-        y = masked_attention(q, keys, values, mask_logits, scale=self.head_dim**-0.5)
+        y = masked_attention(q, keys, values, mask_embed, mask_features, scale=self.head_dim**-0.5)
         return self.out_proj(y.reshape(queries.shape))
 
 
@@ -114,9 +116,11 @@ class MaskDecoderLayer(nnx.Module):
         self.ffn = FeedForward(config, rngs=rngs)
         self.ffn_norm = LayerNorm(config.hidden_dim, rngs=rngs)
 
-    def __call__(self, queries: jax.Array, keys: jax.Array, values: jax.Array, mask_logits: jax.Array) -> jax.Array:
-        """queries [b, q, c], keys and values [b, s, n, d], mask_logits [b, q, s] -> [b, q, c]"""
-        x = self.cross_attention_norm(queries + self.cross_attention(queries, keys, values, mask_logits))
+    def __call__(
+        self, queries: jax.Array, keys: jax.Array, values: jax.Array, mask_embed: jax.Array, mask_features: jax.Array
+    ) -> jax.Array:
+        """queries [b, q, c], keys and values [b, s, n, d], mask_embed [b, q, m], mask_features [b, s, m] -> [b, q, c]"""
+        x = self.cross_attention_norm(queries + self.cross_attention(queries, keys, values, mask_embed, mask_features))
         x = self.self_attention_norm(x + self.self_attention(x))
         return self.ffn_norm(x + self.ffn(x))
 
@@ -149,20 +153,29 @@ class MaskDecoder(nnx.Module):
         Returns:
             [num_layers + 1, b, q, h, w]
         """
+        return _mask_logits(self.mask_embeddings(multi_scale, mask_features, queries), mask_features)
+
+    def final_masks(self, multi_scale: Sequence[jax.Array], mask_features: jax.Array, queries: jax.Array) -> jax.Array:
+        """The last prediction alone, [b, q, h, w]: the others' logits at stride 4 are never computed."""
+        return _mask_logits(self.mask_embeddings(multi_scale, mask_features, queries)[-1], mask_features)
+
+    def mask_embeddings(self, multi_scale: Sequence[jax.Array], mask_features: jax.Array, queries: jax.Array) -> jax.Array:
+        """What each prediction multiplies the mask features with: [num_layers + 1, b, q, mask_dim]. For the arguments see `__call__`."""
         memories = [self.memory(level, feature_map) for level, feature_map in enumerate(multi_scale)]
+        features = [mask_features_at(feature_map.shape[1:3], mask_features) for feature_map in multi_scale]
 
         def body(
             carry: tuple[jax.Array, jax.Array], layer: MaskDecoderLayer, level: int, _: None
         ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-            x, prediction = carry
+            x, embedding = carry
             keys, values = layer.cross_attention.keys_values(*memories[level])
-            x = layer(x, keys, values, level_mask_logits(prediction, multi_scale[level].shape[1:3]))
-            prediction = self.predict_mask(x, mask_features)
-            return (x, prediction), prediction
+            x = layer(x, keys, values, embedding, features[level])
+            embedding = self.mask_embedding(x)
+            return (x, embedding), embedding
 
-        first = self.predict_mask(queries, mask_features)
-        _, predictions = scan_periods(self.layers, _NUM_LEVELS, body, (queries, first))
-        return jnp.concatenate([first[None], predictions])
+        first = self.mask_embedding(queries)
+        _, embeddings = scan_periods(self.layers, _NUM_LEVELS, body, (queries, first))
+        return jnp.concatenate([first[None], embeddings])
 
     def memory(self, level: int, feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A level [b, h, w, c] as pixels in a row [b, s, c] and their positions [s, c]."""
@@ -170,16 +183,33 @@ class MaskDecoder(nnx.Module):
         pixels = feature_map.reshape(b, h * w, c) + self.level_embed[...][level].astype(feature_map.dtype)
         return pixels, sine_position(h, w, c, feature_map.dtype).reshape(h * w, c)
 
-    def predict_mask(self, queries: jax.Array, mask_features: jax.Array) -> jax.Array:
-        """queries [b, q, hidden_dim], mask_features [b, h, w, mask_dim] -> mask logits [b, q, h, w]"""
+    def mask_embedding(self, queries: jax.Array) -> jax.Array:
+        """[b, q, hidden_dim] -> [b, q, mask_dim]"""
         x = self.decoder_norm(queries)
         for layer in self.mask_embed[:-1]:
             x = jax.nn.relu(layer(x))
-        return jnp.einsum("bqc,bhwc->bqhw", self.mask_embed[-1](x), mask_features)
+        return self.mask_embed[-1](x)
 
 
-def level_mask_logits(mask_logits: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Mask logits [b, q, h, w] at another resolution, pixels in a row: [b, q, size[0] * size[1]]; no gradient flows back."""
-    b, q = mask_logits.shape[:2]
-    resized = jax.image.resize(jax.lax.stop_gradient(mask_logits), (b, q, *size), "bilinear", antialias=False)
-    return resized.reshape(b, q, size[0] * size[1])
+def mask_features_at(size: tuple[int, int], mask_features: jax.Array) -> jax.Array:
+    """Mask features [b, h, w, c] at the resolution of a level, pixels in a row: [b, size[0] * size[1], c]; no gradient flows back.
+
+    The reference interpolates the mask logits of every query and layer. Interpolation is linear, so the logits of interpolated features
+    are the same, and these serve all queries and all layers of the level. In bfloat16 the reference rounds logits before and after it
+    interpolates; here features are rounded once, after they were interpolated in float32, and the logits once.
+    """
+    b, h, w, c = mask_features.shape
+    features = jax.lax.stop_gradient(mask_features).astype(wide(mask_features.dtype))
+    down, right = h // size[0], w // size[1]
+    if (h, w) == (down * size[0], right * size[1]) and down % 2 == right % 2 == 0:
+        # A pixel's centre is a corner of four pixels: their mean, without the matrix products of `jax.image.resize`.
+        corners = [features[:, down // 2 - 1 + i :: down, right // 2 - 1 + j :: right] for i in (0, 1) for j in (0, 1)]
+        features = sum(corners) / 4
+    else:
+        features = jax.image.resize(features, (b, *size, c), "bilinear", antialias=False)
+    return features.reshape(b, size[0] * size[1], c).astype(mask_features.dtype)
+
+
+def _mask_logits(embeddings: jax.Array, mask_features: jax.Array) -> jax.Array:
+    """[..., b, q, c] and [b, h, w, c] -> [..., b, q, h, w]"""
+    return jnp.einsum("...bqc,bhwc->...bqhw", embeddings, mask_features)

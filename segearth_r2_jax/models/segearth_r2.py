@@ -116,6 +116,10 @@ class SegEarthR2(nnx.Module):
         """[SEG] states [b, m, d] -> mask logits [p, b, m, h, w]."""
         return self.mask_decoder(features.multi_scale, features.mask_features, self.seg_projector(seg_states))
 
+    def final_masks(self, features: PixelDecoderOutput, seg_states: jax.Array) -> jax.Array:
+        """[SEG] states [b, m, d] -> mask logits [b, m, h, w] of the last prediction."""
+        return self.mask_decoder.final_masks(features.multi_scale, features.mask_features, self.seg_projector(seg_states))
+
     def __call__(
         self,
         *,

@@ -20,6 +20,7 @@ FORMULA = """\
 FLOPs = sum over the matrix products [m, k] x [k, n] of 2 m k n (1 + operands that a gradient has to reach)
   counted: dense layers and low-rank adapters, convolutions (k = window x input channels), attention (scores and weighted sum, all tokens
   with all, window by window in Swin, mask queries with all pixels of a level), the attention rows of [SEG], the LM head, mask predictions
+  (at stride 4, and at the level that a layer of the mask decoder looks at)
   not counted: recomputation, the loss, interpolation (deformable and point sampling, resizing), normalisation and other element-wise work
   a gradient has to reach a trained parameter, and an activation that a trained parameter lies before; stacked layers count alike
   MFU = FLOPs per step / (seconds per step x devices x peak bfloat16 FLOP/s of a device)"""
@@ -50,7 +51,7 @@ def training_flops(
     images = trace.image_tokens(model, batch)
     hidden = trace.language(model, images, batch, tokens, rows=masks if supervise_attention else 0)
     trace.linear("lm_head", "phi/lm_head", hidden, batch * tokens, model.phi.hidden_size, model.phi.vocab_size)
-    trace.mask_decoder(model, hidden, *trace.pixel_features(model, batch), batch, masks)
+    trace.mask_decoder(model, hidden, *trace.pixel_features(model, batch), batch, masks, predictions=model.mask_decoder.num_layers + 1)
     return FlopCount(trace.parts)
 
 
@@ -66,7 +67,7 @@ def inference_flops(model: SegEarthR2Config, *, batch: int, prompt_tokens: int, 
     for _ in range(new_tokens - 1):
         trace.language(model, False, batch, 1, rows=0, keys=prompt_tokens + new_tokens)
     trace.linear("lm_head", "phi/lm_head", False, batch * new_tokens, model.phi.hidden_size, model.phi.vocab_size)
-    trace.mask_decoder(model, False, *trace.pixel_features(model, batch), batch, masks)
+    trace.mask_decoder(model, False, *trace.pixel_features(model, batch), batch, masks, predictions=1)
     return FlopCount(trace.parts)
 
 
@@ -209,19 +210,22 @@ class _Trace:
         h = self.linear("swin", f"{path}/mlp/fc1", self.norm(f"{path}/norm2", x), m, d, ratio * d)
         return self.linear("swin", f"{path}/mlp/fc2", h, m, ratio * d, d) or x
 
-    def mask_decoder(self, model: SegEarthR2Config, hidden: bool, scales: bool, features: bool, batch: int, masks: int) -> None:
+    def mask_decoder(
+        self, model: SegEarthR2Config, hidden: bool, scales: bool, features: bool, batch: int, masks: int, *, predictions: int
+    ) -> None:
+        """`predictions`: how many of the predictions, counted from the last, are made at stride 4."""
         c, part = model.mask_decoder, "mask_decoder"
         d, m, sides = c.hidden_dim, batch * masks, _sides(model)
         x = self.linear("seg_projector", "seg_projector", hidden, m, model.phi.hidden_size, d)
         memory = scales or self.trained(f"{part}/level_embed")
 
-        def predict(x: bool) -> None:
+        def embedding(x: bool) -> bool:
             x = self.norm(f"{part}/decoder_norm", x)
             for i, width in enumerate((d, d, c.mask_dim)):
                 x = self.linear(part, f"{part}/mask_embed/{i}", x, m, d, width)
-            self.product(part, m, c.mask_dim, sides[0] ** 2, x, features)
+            return x
 
-        predict(x)
+        embeddings = [embedding(x)]
         for i in range(c.num_layers):
             path = f"{part}/layers/{i}"
             cross, alone, ffn = f"{path}/cross_attention", f"{path}/self_attention", f"{path}/ffn"
@@ -229,13 +233,16 @@ class _Trace:
             k = self.linear(part, f"{cross}/k_proj", memory, batch * pixels, d, d)
             v = self.linear(part, f"{cross}/v_proj", memory, batch * pixels, d, d)
             q = self.linear(part, f"{cross}/q_proj", x, m, d, d)
+            self.product(part, m, c.mask_dim, pixels, False, False)
             y = self.attention(part, batch, masks, pixels, d, q, k, v)
             x = self.norm(f"{cross}_norm", self.linear(part, f"{cross}/out_proj", y, m, d, d) or x)
             y = self.linear(part, f"{alone}/out_proj", self.linear(part, f"{alone}/v_proj", x, m, d, d), m, d, d)
             x = self.norm(f"{alone}_norm", y or x)
             h = self.linear(part, f"{ffn}/linear1", x, m, d, c.ffn_dim)
             x = self.norm(f"{path}/ffn_norm", self.linear(part, f"{ffn}/linear2", h, m, c.ffn_dim, d) or x)
-            predict(x)
+            embeddings.append(embedding(x))
+        # One product of all predictions.
+        self.product(part, predictions * m, c.mask_dim, sides[0] ** 2, any(embeddings), features)
 
 
 def _sides(model: SegEarthR2Config) -> list[int]:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from random_weights import random_module
 
+from segearth_r2_jax.ahead_of_time.program_flops import program_flops
 from segearth_r2_jax.models.binding import abstract_module, flatten, module_params
-from segearth_r2_jax.models.mask_decoder import MaskDecoder, MaskDecoderConfig, level_mask_logits
+from segearth_r2_jax.models.mask_decoder import MaskDecoder, MaskDecoderConfig, mask_features_at
 
 TINY = MaskDecoderConfig(hidden_dim=16, num_heads=2, num_layers=2, ffn_dim=24, mask_dim=12)
 SIZES = ((2, 3), (4, 5), (7, 10))
@@ -38,10 +39,20 @@ def test_one_prediction_per_layer_and_one_before(decoder: MaskDecoder, inputs):
     multi_scale, mask_features, queries = inputs
     predictions = _decode(decoder, *inputs)
     assert predictions.shape == (3, B, Q, H, W)
-    np.testing.assert_allclose(predictions[0], decoder.predict_mask(queries, mask_features), atol=1e-4)
+    first = jnp.einsum("bqc,bhwc->bqhw", decoder.mask_embedding(queries), mask_features)
+    np.testing.assert_allclose(predictions[0], first, atol=1e-4)
     other_maps = _decode(decoder, tuple(-x for x in multi_scale), mask_features, queries)
     np.testing.assert_array_equal(predictions[0], other_maps[0])
     assert all(np.abs(predictions[i] - other_maps[i]).max() > 1e-3 for i in (1, 2))
+
+
+def test_the_last_prediction_alone_is_the_same_and_costs_none_of_the_others(decoder: MaskDecoder, inputs):
+    def final(decoder, *inputs):
+        return decoder.final_masks(*inputs)
+
+    np.testing.assert_allclose(jax.jit(final)(decoder, *inputs), _decode(decoder, *inputs)[-1], atol=1e-4)
+    every, last = (program_flops(jax.make_jaxpr(f)(decoder, *inputs), platform="cpu") for f in (_decode, final))
+    assert every - last == TINY.num_layers * 2 * B * Q * TINY.mask_dim * H * W
 
 
 def test_queries_do_not_see_each_other(decoder: MaskDecoder, inputs):
@@ -58,20 +69,36 @@ def test_a_layer_looks_only_inside_the_predicted_mask(decoder: MaskDecoder, inpu
     multi_scale, _, queries = inputs
     keys, values = decoder.layers[0].cross_attention.keys_values(*decoder.memory(0, multi_scale[0]))
     layer = jax.jit(decoder.layers[0].__call__)
-    inside = jnp.array([1.0, 1, -1, -1, 1, -1]) * jnp.ones((B, Q, 1))
-    before = layer(queries, keys, values, inside)
-    np.testing.assert_array_equal(before, layer(queries, keys, values.at[:, 2].add(9.0), inside))
-    assert np.abs(before - layer(queries, keys, values.at[:, 4].add(9.0), inside)).max() > 1e-2
+    mask = jnp.ones((B, Q, 1)), jnp.array([1.0, 1, -1, -1, 1, -1]) * jnp.ones((B, 1, 1))
+    inside = mask[0], mask[1].swapaxes(1, 2)
+    before = layer(queries, keys, values, *inside)
+    np.testing.assert_array_equal(before, layer(queries, keys, values.at[:, 2].add(9.0), *inside))
+    assert np.abs(before - layer(queries, keys, values.at[:, 4].add(9.0), *inside)).max() > 1e-2
     # An empty mask would leave it nothing to look at, so then it sees every pixel.
-    empty, full = (layer(queries, keys, values, jnp.full((B, Q, 6), x)) for x in (-4.0, 4.0))
+    empty, full = (layer(queries, keys, values, inside[0], jnp.full((B, 6, 1), x)) for x in (-4.0, 4.0))
     np.testing.assert_array_equal(empty, full)
 
 
-def test_mask_logits_at_a_level_are_interpolated_without_smoothing():
-    logits = jnp.arange(64.0).reshape(1, 1, 8, 8)
+def test_mask_features_at_a_level_are_interpolated_without_smoothing():
+    features = jnp.arange(64.0).reshape(1, 8, 8, 1)
     # A quarter of the size: the centre of each 4 x 4 block is the mean of its four inner pixels.
     expected = [np.mean([8 * y + x for y in (r, r + 1) for x in (c, c + 1)]) for r in (1, 5) for c in (1, 5)]
-    np.testing.assert_allclose(level_mask_logits(logits, (2, 2)), [[expected]])
+    np.testing.assert_allclose(mask_features_at((2, 2), features)[..., 0], [expected])
+
+
+@pytest.mark.parametrize("size", [(4, 12), (2, 4), (8, 6), (5, 7), (3, 24)])
+def test_mask_features_at_a_level_are_those_of_the_general_interpolation(size: tuple[int, int]):
+    features = jnp.asarray(np.random.default_rng(5).normal(size=(2, 16, 24, 3)), jnp.float32)
+    expected = jax.image.resize(features, (2, *size, 3), "bilinear", antialias=False)
+    np.testing.assert_allclose(mask_features_at(size, features), expected.reshape(2, -1, 3), atol=1e-6)
+
+
+def test_mask_features_at_a_level_are_rounded_once():
+    features = jnp.asarray(np.random.default_rng(6).normal(size=(1, 8, 8, 5)), jnp.bfloat16)
+    for size in ((4, 4), (3, 5)):
+        low = mask_features_at(size, features)
+        assert low.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(low, mask_features_at(size, features.astype(jnp.float32)).astype(jnp.bfloat16))
 
 
 def test_every_parameter_and_every_input_has_a_gradient(decoder: MaskDecoder, inputs):

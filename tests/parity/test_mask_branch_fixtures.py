@@ -18,7 +18,7 @@ from reference import fixture_model, fixture_parameters, merge
 
 from segearth_r2_jax.kernels.deformable_sampling import deformable_sampling
 from segearth_r2_jax.kernels.masked_attention import blocked_pixels
-from segearth_r2_jax.models.mask_decoder import MaskDecoder, level_mask_logits
+from segearth_r2_jax.models.mask_decoder import MaskDecoder, mask_features_at
 from segearth_r2_jax.models.pixel_decoder import PixelDecoder, reference_points
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2
 from segearth_r2_jax.models.swin import Swin
@@ -134,14 +134,20 @@ _decode = jax.jit(lambda decoder, *inputs: decoder(*inputs))
 @jax.jit
 def _decode_layer_by_layer(decoder: MaskDecoder, multi_scale: tuple[jax.Array, ...], mask_features: jax.Array, x: jax.Array):
     """With all queries on one image: the query after every layer, and the mask logits of every prediction at the level that it masks."""
+    features = [mask_features_at(feature_map.shape[1:3], mask_features) for feature_map in multi_scale]
     queries, level_logits = [], []
+
+    def look(i: int, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        embedding = decoder.mask_embedding(x)
+        level_logits.append(jnp.einsum("bqc,bsc->bqs", embedding, features[i % 3]))
+        return embedding, features[i % 3]
+
     for i, layer in enumerate(decoder.layers):
         keys, values = layer.cross_attention.keys_values(*decoder.memory(i % 3, multi_scale[i % 3]))
-        level_logits.append(level_mask_logits(decoder.predict_mask(x, mask_features), multi_scale[i % 3].shape[1:3]))
-        x = layer(x, keys, values, level_logits[-1])
+        x = layer(x, keys, values, *look(i, x))
         queries.append(x)
-    size = multi_scale[len(queries) % 3].shape[1:3]
-    return queries, [*level_logits, level_mask_logits(decoder.predict_mask(x, mask_features), size)]
+    look(len(queries), x)
+    return queries, level_logits
 
 
 def test_mask_decoder(mask_decoder: MaskDecoder, fixtures_dir: Path, precision: str):

@@ -135,8 +135,8 @@ def _gradient_flops(config: SegEarthR2Config, patterns: tuple[str, ...], tokens:
 
 
 def _attention_again(config: SegEarthR2Config, tokens: int) -> float:
-    """The backward pass of a long attention begins with its forward pass, which the analytic count has once: scores and weighted sum."""
-    return config.phi.num_layers * 2 * 2.0 * BATCH * tokens**2 * config.phi.hidden_size if tokens >= 512 else 0.0
+    """The backward pass of a long attention computes its scores once more, which the analytic count has once."""
+    return config.phi.num_layers * 2.0 * BATCH * tokens**2 * config.phi.hidden_size if tokens >= 512 else 0.0
 
 
 @pytest.mark.parametrize(

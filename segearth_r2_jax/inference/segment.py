@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +29,12 @@ from segearth_r2_jax.inference.generate import Generation, generate
 from segearth_r2_jax.inputs.conversation import IMAGE_SLOT, encode_prompt, expand, get_template, smallest_bucket
 from segearth_r2_jax.inputs.image_processing import normalize_for_siglip, normalize_for_swin, squash
 from segearth_r2_jax.inputs.letterbox import Letterbox
-from segearth_r2_jax.inputs.tokenizer import SEG_TOKEN, load_tokenizer, seg_token_id
+from segearth_r2_jax.inputs.tokenizer import SEG_TOKEN, Tokenizer, load_tokenizer
 from segearth_r2_jax.models.binding import Params, abstract_module, bind, module_params
 from segearth_r2_jax.models.layers import wide
 from segearth_r2_jax.models.phi import KVCache
 from segearth_r2_jax.models.pixel_decoder import PixelDecoderOutput
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 # What follows the image in a prompt is padded to a multiple of this many tokens, so that instructions of similar length share a
 # compiled function.
@@ -78,7 +75,10 @@ class Segmentation:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedImage:
-    """What is computed of one image: prefix of its prompts and features, batch 1; height, width of the image in pixels."""
+    """What is computed of one image: prefix of its prompts and features, batch 1; height, width of the image in pixels.
+
+    At the published sizes the prefix takes 0.26 GB in bfloat16, the features 0.05 GB.
+    """
 
     height: int
     width: int
@@ -119,6 +119,7 @@ def inference_functions(config: SegEarthR2Config, dtype: str, eos_id: int, seg_i
     return InferenceFunctions(jax.jit(encode), jax.jit(answer, static_argnames="max_new_tokens"), jax.jit(masks))
 
 
+@functools.lru_cache(maxsize=4)
 def _abstract(config: SegEarthR2Config) -> SegEarthR2:
     return abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs))
 
@@ -130,7 +131,7 @@ class Segmenter:
         self,
         config: SegEarthR2Config,
         params: Params,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: Tokenizer,
         *,
         template: str,
         dtype: str = "float32",
@@ -149,7 +150,7 @@ class Segmenter:
         self.checkpoint = checkpoint
         self.step = step
         self.tokenizer = tokenizer
-        self.seg_id = seg_token_id(tokenizer)
+        self.seg_id = tokenizer.seg_id
         if len(tokenizer) > config.phi.embed_rows or self.seg_id >= config.phi.vocab_size:
             raise UserError(
                 f"the tokenizer has {len(tokenizer)} tokens ({SEG_TOKEN} is {self.seg_id}), the model {config.phi.embed_rows} word "
@@ -157,7 +158,7 @@ class Segmenter:
             )
         self._before = before_image(tokenizer, template)
         self._params = jax.device_put(jax.tree.map(lambda a: a.astype(dtype), params))
-        self._compiled = inference_functions(config, dtype, tokenizer.eos_token_id, self.seg_id)
+        self._compiled = inference_functions(config, dtype, tokenizer.end_id, self.seg_id)
 
     @classmethod
     def load(cls, checkpoint: str | os.PathLike[str], *, dtype: str | None = None, template: str | None = None) -> Segmenter:
@@ -235,11 +236,11 @@ class Segmenter:
 
     def _segmentation(self, image: EncodedImage, generation: Generation, i: int, logits: np.ndarray) -> Segmentation:
         ids = generation.ids[i, : generation.lengths[i]].tolist()
-        finished = bool(ids) and ids[-1] == self.tokenizer.eos_token_id
+        finished = bool(ids) and ids[-1] == self.tokenizer.end_id
         pieces = [[]]
         for token in ids[:-1] if finished else ids:
             pieces.append([]) if token == self.seg_id else pieces[-1].append(token)
-        texts = [self.tokenizer.decode(piece, clean_up_tokenization_spaces=False) for piece in pieces]
+        texts = [self.tokenizer.decode(piece) for piece in pieces]
         letterbox = Letterbox(image.height, image.width, self.config.image_size)
         targets = [
             make_target(letterbox, frame, float(chosen), phrase)
@@ -328,7 +329,7 @@ def phrases(texts: Sequence[str]) -> list[str]:
     return found
 
 
-def before_image(tokenizer: PreTrainedTokenizerFast, template: str) -> np.ndarray:
+def before_image(tokenizer: Tokenizer, template: str) -> np.ndarray:
     """The ids that every prompt of a template begins with, up to the image: int32 [k]."""
     ids = encode_prompt(tokenizer, template, "anything").ids
     return ids[: int(np.argmax(ids == IMAGE_SLOT))]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,9 +11,9 @@ import tiny_checkpoint
 
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.inference import segment
-from segearth_r2_jax.inference.segment import MASKS_PER_PASS, Segmenter, before_image, final_masks, make_target, phrases
+from segearth_r2_jax.inference.segment import MASKS_PER_PASS, Segmenter, before_image, make_target, phrases
 from segearth_r2_jax.inputs.conversation import TEMPLATES, encode_prompt, expand, pad_row
-from segearth_r2_jax.inputs.image_processing import normalize_for_siglip, normalize_for_swin, squash
+from segearth_r2_jax.inputs.image_processing import normalize_for_siglip, squash
 from segearth_r2_jax.inputs.letterbox import Letterbox
 from segearth_r2_jax.inputs.tokenizer import save_tokenizer, train_tokenizer
 from segearth_r2_jax.models.binding import abstract_module, bind
@@ -94,55 +95,53 @@ INSTRUCTIONS = ("find the roof", "the river", "what is that, and where does the 
 
 @pytest.fixture(scope="module")
 def one_by_one(segmenter):
-    """(image, instruction) -> text and mask logits [k, m, m]: every token by a pass over the whole sequence so far, no cache, no prefix."""
+    """(image, instruction) -> ids, and states of [SEG]: every token by a pass over the whole sequence so far, no cache and no prefix."""
     abstract = abstract_module(lambda rngs: SegEarthR2(segmenter.config, rngs=rngs))
-    room = 320
+    room = 352
 
     @jax.jit
-    def start(params, framed, squashed, token_ids, image_start):
+    def start(params, squashed, token_ids, image_start):
         model = bind(abstract, params)
-        embeds = model.prompt_embeddings(token_ids, model.image_tokens(normalize_for_siglip(squashed, np.float32)), image_start)
-        return embeds, model.pixel_features(normalize_for_swin(framed, np.float32))
+        return model.prompt_embeddings(token_ids, model.image_tokens(normalize_for_siglip(squashed, np.float32)), image_start)
 
     @jax.jit
     def step(params, embeds, length):
         phi = bind(abstract, params).phi
         hidden = phi(embeds, (np.arange(room) < length)[None]).hidden[:, length - 1]
         token = phi.logits(hidden).argmax(-1)
-        return hidden, token, embeds.at[:, length].set(phi.embed(token))
-
-    masks = jax.jit(lambda params, features, states: final_masks(bind(abstract, params), features, states))
+        return hidden[0], token[0], embeds.at[:, length].set(phi.embed(token))
 
     def answer(image, instruction):
         row = expand(encode_prompt(segmenter.tokenizer, segmenter.template, instruction), segmenter.config.siglip.num_tokens)
         padded = pad_row(row, room, 1)
-        framed = Letterbox(*image.shape[:2], segmenter.config.image_size).place_image(image)
         squashed = squash(image, segmenter.config.siglip.image_size)
-        ids, starts = padded["token_ids"][None], padded["image_start"][None]
-        embeds, features = start(segmenter._params, framed[None], squashed[None], ids, starts)
+        embeds = start(segmenter._params, squashed[None], padded["token_ids"][None], padded["image_start"][None])
         tokens, hidden = [], []
         for length in range(row.length, row.length + NEW_TOKENS + 1):
             state, token, embeds = step(segmenter._params, embeds, length)
-            tokens.append(int(token[0]))
+            tokens.append(int(token))
             hidden.append(np.asarray(state))
         # The state of a token is that of the step after the one that chose it.
-        states = [state for token, state in zip(tokens, hidden[1:], strict=False) if token == segmenter.seg_id]
-        text = segmenter.tokenizer.decode(tokens[:NEW_TOKENS], clean_up_tokenization_spaces=False).strip()
-        padding = [np.zeros_like(hidden[0])] * (NEW_TOKENS - len(states))
-        return text, np.asarray(masks(segmenter._params, features, np.stack(states + padding, axis=1)))[0, : len(states)]
+        return tokens[:-1], [state for token, state in zip(tokens, hidden[1:], strict=False) if token == segmenter.seg_id]
 
     return answer
 
 
 def test_instructions_that_share_an_image_are_answered_as_if_they_did_not(segmenter, one_by_one):
-    image = IMAGES["wide"]
-    together = segmenter.segment_batch([segmenter.encode(image)] * len(INSTRUCTIONS), INSTRUCTIONS, max_new_tokens=NEW_TOKENS)
-    assert len({answer.answer for answer in together}) > 1
-    for instruction, answer in zip(INSTRUCTIONS, together, strict=True):
-        text, logits = one_by_one(image, instruction)
-        assert answer.answer == text
-        np.testing.assert_allclose(answer.frame_logits, logits, atol=1e-3)
-        np.testing.assert_array_equal(answer.frame_logits > 0, logits > 0)
+    texts = set()
+    for name in ("wide", "tall"):
+        encoded = segmenter.encode(IMAGES[name])
+        together = segmenter.segment_batch([encoded] * len(INSTRUCTIONS), INSTRUCTIONS, max_new_tokens=NEW_TOKENS)
+        for instruction, answer in zip(INSTRUCTIONS, together, strict=True):
+            ids, states = one_by_one(IMAGES[name], instruction)
+            assert answer.answer == segmenter.tokenizer.decode(ids).strip()
+            generation = SimpleNamespace(seg_counts=np.array([len(states)]), seg_states=np.stack(states)[None])
+            (logits,) = segmenter._frame_logits([encoded.features], generation)
+            np.testing.assert_allclose(answer.frame_logits, logits, atol=1e-3)
+            np.testing.assert_array_equal(answer.frame_logits > 0, logits > 0)
+            texts.add(answer.answer)
+        assert np.abs(together[0].frame_logits[0] - together[1].frame_logits[0]).max() > 0.01
+    assert len(texts) > 1
 
 
 def test_every_prompt_begins_with_the_ids_before_the_image(segmenter):

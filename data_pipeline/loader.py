@@ -20,7 +20,7 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grain
 import numpy as np
@@ -32,9 +32,7 @@ from data_pipeline.shard_folder import ListedRecords, MixedRecords, RecordSource
 from data_pipeline.token_lengths import bucket_of_records
 from data_pipeline.worker_process import start_worker
 from segearth_r2_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from segearth_r2_jax.inputs.tokenizer import Tokenizer
 
 __all__ = ["ListedRecords", "Loader", "LoaderConfig", "MixedRecords", "ShardedRecords", "open_shards"]
 
@@ -55,7 +53,7 @@ class Loader(Iterator[Batch]):
     def __init__(
         self,
         source: RecordSource,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: Tokenizer,
         config: LoaderConfig,
         *,
         process_index: int = 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grain
 import numpy as np
@@ -28,9 +28,7 @@ from segearth_r2_jax.inputs.conversation import (
 from segearth_r2_jax.inputs.image_processing import squash_picture
 from segearth_r2_jax.inputs.image_reading import decode_picture
 from segearth_r2_jax.inputs.letterbox import PADDING_VALUE, Letterbox
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from segearth_r2_jax.inputs.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
 
@@ -96,7 +94,7 @@ class MakeRow(grain.transforms.Map):
     """Slot -> one row, before it is padded to the shapes of a batch."""
 
     source: RecordSource
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: Tokenizer
     config: LoaderConfig
 
     def map(self, slot: Slot) -> dict[str, Any]:
@@ -136,7 +134,7 @@ def too_many_masks(name: str, count: int, config: LoaderConfig) -> str:
     return f"{name}: has {count} masks, max_masks is {config.max_masks}; raise it or set too_many_masks to skip"
 
 
-def _words(record: Record, tokenizer: PreTrainedTokenizerFast, config: LoaderConfig, name: str) -> TokenRow:
+def _words(record: Record, tokenizer: Tokenizer, config: LoaderConfig, name: str) -> TokenRow:
     if record.answer is None or record.masks is None:
         raise UserError(f"{name}: has no masks to train on")
     if count_masks(record.answer) != len(record.masks):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import concurrent.futures
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tqdm
@@ -17,9 +16,7 @@ import tqdm
 from data_pipeline.shard_folder import RecordSource, Texts
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.inputs.conversation import smallest_bucket, training_lengths
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from segearth_r2_jax.inputs.tokenizer import Tokenizer
 
 _CHUNK = 4096
 # Threads wait for cloud storage together; with a local disk they would only get in each other's way.
@@ -30,7 +27,7 @@ _LOG_SECONDS = 20
 
 
 def bucket_of_records(
-    source: RecordSource, records: np.ndarray, tokenizer: PreTrainedTokenizerFast, template: str, num_image_tokens: int, buckets: list[int]
+    source: RecordSource, records: np.ndarray, tokenizer: Tokenizer, template: str, num_image_tokens: int, buckets: list[int]
 ) -> np.ndarray:
     """Which of the ascending `buckets` holds each record: int8 [len(source)]; 0 for those not among `records`.
 

@@ -8,7 +8,8 @@ Finds out where it is, in this order, joins the processes of the run, and hands 
     local      none of these: one process, all devices of this machine
 
 SEGEARTH_R2_RUNTIME names one of them where the guess is wrong. JAX_COMPILATION_CACHE_DIR (default: ~/.cache/segearth-r2-jax) keeps
-compiled programs from one start to the next. An environment that contradicts itself costs one line and exit status 2.
+compiled programs from one start to the next; an empty value keeps none. An environment that contradicts itself costs one line and exit
+status 2.
 
 A process that fails ends at once, and so do those that notice it. Where they do not (a host that is cut off from the network), all end
 SEGEARTH_R2_HEARTBEAT_SECONDS (default: 60) after it was last heard of.
@@ -22,7 +23,6 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from pathlib import Path
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
@@ -81,8 +81,9 @@ def initialize(runtime: str, environment: MutableMapping[str, str]) -> None:
 
     import jax
 
-    cache = environment.get("JAX_COMPILATION_CACHE_DIR") or str(Path.home() / ".cache" / "segearth-r2-jax")
-    jax.config.update("jax_compilation_cache_dir", cache)
+    from segearth_r2_jax.cli.compilation_cache import keep_compiled_programs
+
+    keep_compiled_programs()
     if runtime == "local":
         return
     # On CPUs, programs that run at the same time can each hold what the other waits for in their collectives.

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests find nothing that was compiled before, and leave nothing behind; those that want to, name a folder.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 # Most of a test's time is compilation, of programs that run a few times: they are compiled without LLVM's optimisation.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 

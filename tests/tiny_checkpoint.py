@@ -53,7 +53,7 @@ def parameters(config: SegEarthR2Config, *, seed: int = 12) -> Params:
     offset = rng.normal(size=config.phi.hidden_size).astype(np.float32)
     flat["phi/final_layernorm/bias"] = offset
     for word in (SEG_TOKEN, *WORDS):
-        for token in tokenizer().encode(word, add_special_tokens=False):
+        for token in tokenizer().encode(word):
             flat["phi/lm_head/kernel"][:, token] += offset / 8
     return unflatten(flat)
 

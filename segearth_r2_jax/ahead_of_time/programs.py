@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.inference.segment import BUCKET_STEP, MASKS_PER_PASS, inference_functions, prompt_arrays
-from segearth_r2_jax.inputs.conversation import IGNORE_LABEL, IMAGE_SLOT, TokenRow
 from segearth_r2_jax.models.binding import abstract_module, module_params
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
 from segearth_r2_jax.sharding.mesh import MESH_AXES
@@ -26,6 +25,8 @@ from segearth_r2_jax.training.step import compile_train_step
 
 # What `predict` uses where nothing else is asked for: the longest answer, and the compute dtype of an accelerator.
 ANSWER_TOKENS = 128
+# The words before the image in the template that is trained with, as Phi's tokenizer counts them.
+TEMPLATE_TOKENS = 48
 INFERENCE_DTYPE = "bfloat16"
 
 
@@ -83,7 +84,7 @@ def inference_programs(model: SegEarthR2Config, device: jax.Device, *, rows: int
     """What `predict`, `evaluate` and `serve` run on one device, which holds all parameters in bfloat16: encode an image, answer `rows`
     prompts with up to 128 tokens, decode 8 masks of each.
 
-    prompt_tokens: image and text; by default room for 64 tokens of text.
+    prompt_tokens: the image, the template's words before it, and text; by default room for 64 tokens of text. UserError if there is none.
     """
     mesh = Mesh(np.array([device]).reshape(1, 1, 1), MESH_AXES)
     place = NamedSharding(mesh, PartitionSpec())
@@ -94,25 +95,30 @@ def inference_programs(model: SegEarthR2Config, device: jax.Device, *, rows: int
     def array(*shape: int, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-    prompt = _prompt(model.siglip.num_tokens, prompt_tokens or model.siglip.num_tokens + BUCKET_STEP)
+    prefix_tokens = TEMPLATE_TOKENS + model.siglip.num_tokens
+    tokens = prompt_tokens or prefix_tokens + BUCKET_STEP
+    if tokens <= prefix_tokens:
+        raise UserError(f"{tokens} tokens per prompt have no room for text: image and template take {prefix_tokens}")
+    prompt = prompt_arrays([np.zeros(tokens - prefix_tokens, np.int32)], 1)
     prompts = {key: array(rows, *value.shape[1:], dtype=value.dtype) for key, value in prompt.items()}
     tokens = prompts["token_ids"].shape[1]
     # Which ids end an answer or ask for a mask changes nothing in the program's size.
     functions = inference_functions(model, INFERENCE_DTYPE, 0, 1)
     params = placed(module_params(abstract_module(lambda rngs: SegEarthR2(model, rngs=rngs))), jnp.dtype(INFERENCE_DTYPE))
     image, view = ((1, size, size, 3) for size in (model.image_size, model.siglip.image_size))
-    encode = functions.encode.trace(params, array(*image, dtype=jnp.uint8), array(*view, dtype=jnp.uint8))
-    image_tokens, features = placed(encode.out_info)
-    answer = functions.answer.trace(params, [image_tokens] * rows, prompts, max_new_tokens=ANSWER_TOKENS)
+    before = array(1, TEMPLATE_TOKENS, dtype=jnp.int32)
+    encode = functions.encode.trace(params, array(*image, dtype=jnp.uint8), array(*view, dtype=jnp.uint8), before)
+    prefix, features = placed(encode.out_info)
+    answer = functions.answer.trace(params, [prefix] * rows, prompts, max_new_tokens=ANSWER_TOKENS)
     states = array(rows, MASKS_PER_PASS, model.phi.hidden_size, dtype=jnp.dtype(INFERENCE_DTYPE))
     masks = functions.masks.trace(params, [features] * rows, states)
 
-    weights, held, seen_tokens = _bytes(params), rows * _bytes(features), rows * _bytes(image_tokens)
-    flops = inference_flops(model, batch=rows, prompt_tokens=tokens, new_tokens=ANSWER_TOKENS, masks=MASKS_PER_PASS).parts
-    seen = inference_flops(model, batch=1, prompt_tokens=tokens, new_tokens=1, masks=1).parts
+    weights, held, prefixes = _bytes(params), rows * _bytes(features), rows * _bytes(prefix)
 
-    def part(counted: dict[str, float], *names: str) -> FlopCount:
-        return FlopCount({name: counted[name] for name in names})
+    def flops(batch: int) -> dict[str, FlopCount]:
+        return inference_flops(
+            model, batch=batch, prefix_tokens=prefix_tokens, prompt_tokens=tokens, new_tokens=ANSWER_TOKENS, masks=MASKS_PER_PASS
+        )
 
     return [
         Program(
@@ -120,16 +126,16 @@ def inference_programs(model: SegEarthR2Config, device: jax.Device, *, rows: int
             traced=encode,
             arguments=weights,
             mesh=mesh,
-            flops=part(seen, "siglip", "projector", "swin", "pixel_decoder"),
-            sizes={"images": 1},
-            resident=(rows - 1) * (_bytes(features) + _bytes(image_tokens)),
+            flops=flops(1)["encode"],
+            sizes={"images": 1, "tokens": prefix_tokens},
+            resident=(rows - 1) * (_bytes(features) + _bytes(prefix)),
         ),
         Program(
             name="predict: answer",
             traced=answer,
-            arguments=weights + seen_tokens + _bytes(prompts),
+            arguments=weights + prefixes + _bytes(prompts),
             mesh=mesh,
-            flops=part(flops, "phi", "lm_head"),
+            flops=flops(rows)["answer"],
             sizes={"prompts": rows, "tokens": tokens, "new tokens": ANSWER_TOKENS},
             # The first token comes from the prompt; every further one is a round of the loop.
             unknown_trips=ANSWER_TOKENS - 1,
@@ -140,20 +146,11 @@ def inference_programs(model: SegEarthR2Config, device: jax.Device, *, rows: int
             traced=masks,
             arguments=weights + held + _bytes(states),
             mesh=mesh,
-            flops=part(flops, "seg_projector", "mask_decoder"),
+            flops=flops(rows)["masks"],
             sizes={"prompts": rows, "masks": MASKS_PER_PASS},
-            resident=seen_tokens,
+            resident=prefixes,
         ),
     ]
-
-
-def _prompt(image_tokens: int, tokens: int) -> dict[str, np.ndarray]:
-    """A prompt of `tokens` tokens, an image and words, as answering gets it."""
-    if tokens <= image_tokens:
-        raise UserError(f"{tokens} tokens per prompt have no room for text: the image alone takes {image_tokens}")
-    ids = np.concatenate([np.full(image_tokens, IMAGE_SLOT, np.int32), np.zeros(tokens - image_tokens, np.int32)])
-    row = TokenRow(ids, np.full(tokens, IGNORE_LABEL, np.int32), np.ones(tokens, bool), 0, np.zeros(0, np.int32))
-    return prompt_arrays([row], 1)
 
 
 def _bytes(tree: Any) -> int:

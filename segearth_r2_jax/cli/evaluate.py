@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from segearth_r2_jax.cli.compilation_cache import keep_compiled_programs
 from segearth_r2_jax.cli.predict import add_model_arguments, make_folder, positive, write_whole
 from segearth_r2_jax.errors import UserError
 
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
             make_folder(args.output)
 
     agree(prepare)
+    keep_compiled_programs()
     from segearth_r2_jax.inference.segment import Segmenter
 
     segmenter = Segmenter.load(args.checkpoint, dtype=args.dtype, template=args.template)

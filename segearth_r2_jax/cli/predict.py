@@ -12,20 +12,27 @@ answer.json is written last: where it is, the rest is whole.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segearth_r2_jax.cli.compilation_cache import keep_compiled_programs
+from segearth_r2_jax.cli.overlap import overlapped
 from segearth_r2_jax.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from segearth_r2_jax.inference.segment import Segmentation, Segmenter
+
+    # What returns the image or raises why it could not be read, and the answer about it.
+    Answered = tuple[Callable[[], np.ndarray], Segmentation | None]
 
 HELP = "segment images: masks, overlay and words from an instruction"
 
@@ -38,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--instruction", required=True, metavar="TEXT", help="what to find, in your own words")
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder made by `train` or `convert`, or gs://...")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="results go to DIR/IMAGE_NAME/")
+    parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="images answered at once (1)")
     add_model_arguments(parser)
 
 
@@ -57,29 +65,56 @@ def positive(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Raises UserError where nothing can be done, and at the end if some image could not be: the others are done nevertheless."""
+    """Raises UserError where nothing can be done, and at the end if some image could not be: the others are done nevertheless.
+
+    One thread reads images ahead, this one answers, a third writes results behind.
+    """
     paths = find_images(args.images)
     if not args.instruction.strip():
         raise UserError("the instruction is empty; say what to find")
     make_folder(args.output)
+    keep_compiled_programs()
     from segearth_r2_jax.inference.segment import Segmenter
     from segearth_r2_jax.inputs.image_reading import read_image
 
     segmenter = Segmenter.load(args.checkpoint, dtype=args.dtype, template=args.template)
-    failed = 0
-    for path, name in zip(paths, result_names(paths), strict=True):
-        try:
-            image = read_image(path)
-            segmentation = segmenter.segment(image, args.instruction, max_new_tokens=args.max_new_tokens)
-            write_result(args.output / name, path, image, args.instruction, segmentation, segmenter)
-        except UserError as error:
-            failed += 1
-            print(f"segearth-r2: error: {error}", file=sys.stderr)
-            continue
+
+    def answer(images: list[np.ndarray]) -> list[Segmentation]:
+        return segmenter.segment_batch(images, [args.instruction] * len(images), max_new_tokens=args.max_new_tokens)
+
+    def write(task: tuple[Path, str, Answered]) -> str:
+        path, name, (read, segmentation) = task
+        image, folder = read(), args.output / name
+        write_result(folder, path, image, args.instruction, segmentation, segmenter)
         masks = len(segmentation.targets)
-        print(f"{path}: {masks} mask{'' if masks == 1 else 's'} -> {args.output / name}: {' '.join(segmentation.answer.split())}")
+        return f"{path}: {masks} mask{'' if masks == 1 else 's'} -> {folder}: {' '.join(segmentation.answer.split())}"
+
+    failed = 0
+    with contextlib.ExitStack() as closed_at_the_end:
+        images = closed_at_the_end.enter_context(contextlib.closing(overlapped(read_image, paths, ahead=args.batch_size + 1)))
+        tasks = zip(paths, result_names(paths), answered(answer, images, args.batch_size), strict=True)
+        lines = closed_at_the_end.enter_context(contextlib.closing(overlapped(write, tasks, ahead=1)))
+        for line in lines:
+            try:
+                print(line(), flush=True)
+            except UserError as error:
+                failed += 1
+                print(f"segearth-r2: error: {error}", file=sys.stderr)
     if failed:
         raise UserError(f"{failed} of {len(paths)} images could not be segmented; the others are in {args.output}")
+
+
+def answered(
+    answer: Callable[[list[np.ndarray]], list[Segmentation]], images: Iterator[Callable[[], np.ndarray]], batch_size: int
+) -> Iterator[Answered]:
+    """Each image with its answer, None if it could not be read; `batch_size` images are answered at once."""
+    while batch := list(itertools.islice(images, batch_size)):
+        whole = {}
+        for place, image in enumerate(batch):
+            with contextlib.suppress(UserError):
+                whole[place] = image()
+        answers = dict(zip(whole, answer(list(whole.values())), strict=True))
+        yield from ((image, answers.get(place)) for place, image in enumerate(batch))
 
 
 def find_images(arguments: Sequence[str]) -> list[Path]:

@@ -106,13 +106,15 @@ class _Question(NamedTuple):
 
 
 def _questions(files: Mapping[str, Sequence[Example]]) -> list[_Question]:
-    """Every question once, in the order in which they come up."""
+    """Every question once, those about one image together, otherwise in the order in which they come up."""
     questions: dict[tuple[str, str], _Question] = {}
+    images: dict[str, int] = {}
     for name, examples in files.items():
         for number, example in enumerate(examples):
             key = (example.image_name, example.instruction)
+            images.setdefault(example.image_name, len(images))
             questions.setdefault(key, _Question(key, [])).records.append((name, number, example))
-    return list(questions.values())
+    return sorted(questions.values(), key=lambda question: images[question.key[0]])
 
 
 def _require_same(asked: Sequence[_Question]) -> None:
@@ -127,7 +129,7 @@ class _Answerer:
 
     def __init__(self, segmenter: Segmenter, rule: str, max_new_tokens: int):
         self._segmenter, self._rule, self._max_new_tokens = segmenter, rule, max_new_tokens
-        # Images of the batch before: questions about one image often stand together.
+        # Images of the batch before: questions about one image stand together.
         self._features: dict[str, EncodedImage] = {}
 
     def outcomes(self, batch: Sequence[_Question]) -> Iterator[tuple[str, int, Comparison, Comparison]]:

@@ -3,7 +3,7 @@
 A mask is asked for by the final-normalised hidden state at the position where [SEG] is the *input*, so a [SEG] yields its state one
 step after it was chosen. Everything runs in one compiled loop of fixed shapes that ends as soon as every row has ended.
 
-b batch, t prompt tokens, d hidden width, m segment slots.
+b batch, t prompt tokens after the prefix, d hidden width, m segment slots.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class _Loop(NamedTuple):
 
 def generate(
     phi: Phi,
+    prefix: KVCache,
     embeds: jax.Array,
-    prompt_mask: jax.Array,
-    prompt_lengths: jax.Array,
+    lengths: jax.Array,
     *,
     eos_id: int,
     seg_id: int,
@@ -72,14 +72,14 @@ def generate(
 
     Args:
         phi: the language model.
-        embeds: [b, t, d], prompts with the image tokens spliced in, padded on the right; its dtype is the compute dtype.
-        prompt_mask: bool [b, t], False where a prompt position may not be attended to.
-        prompt_lengths: int [b], tokens of each prompt; a row of length 0 is batch padding and generates nothing.
+        prefix: the first tokens of every prompt, as many of each, as `Phi.prefill` leaves them: rows about one image share its work.
+        embeds: [b, t, d], the rest of the prompts, padded on the right; its dtype is the compute dtype.
+        lengths: int [b], tokens of each rest; a row of length 0 is batch padding and generates nothing.
         eos_id: the token that ends a row; a negative id ends none.
         seg_id: the [SEG] token.
         max_new_tokens: at least 1.
         max_segments: states kept per row, at least 1; the first ones.
-        count_in_prompt: bool [b, t], [SEG] tokens of the prompt that are queries too. The reference counts every [SEG] of the prompt.
+        count_in_prompt: bool [b, t], [SEG] tokens of the rest that are queries too. The reference counts every [SEG] of the prompt.
         final_state: the last token that the length limit lets through has not been an input yet. "extra_step" runs it through the
             model if it is a [SEG], so that it gets its state; "reference" loses it, as the published code does.
 
@@ -93,7 +93,8 @@ def generate(
     b, t, d = embeds.shape
     rows = jnp.arange(b)
     dtype = embeds.dtype
-    prompt_lengths = prompt_lengths.astype(jnp.int32)
+    start = prefix.keys.shape[3]
+    ends = start + lengths.astype(jnp.int32)
 
     def choose(hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Hidden states [b, d] -> the likeliest tokens [b] and their probabilities [b]."""
@@ -126,7 +127,7 @@ def generate(
 
     def body(loop: _Loop) -> _Loop:
         token_embeds = phi.embed(jnp.maximum(loop.token, 0))[:, None].astype(dtype)
-        hidden, cache = phi.decode(token_embeds, loop.cache, prompt_lengths + loop.step - 1)
+        hidden, cache = phi.decode(token_embeds, loop.cache, ends + loop.step - 1)
         hidden = hidden[:, 0]
         is_seg = ~loop.ended & (loop.token == seg_id)
         slot = jnp.where(is_seg, loop.counts, max_segments)  # out of range where there is no [SEG] or no slot left: dropped
@@ -138,7 +139,7 @@ def generate(
         )
         return emit(loop, hidden)
 
-    hidden, cache = phi.prefill(embeds, prompt_mask, t + max_new_tokens)
+    hidden, cache = phi.decode(embeds, prefix.with_room(t + max_new_tokens), jnp.full(b, start))
     counted = jnp.zeros((b, t), bool) if count_in_prompt is None else count_in_prompt
     order = jnp.cumsum(counted, axis=1) - 1
     slot = jnp.where(counted, order, max_segments)
@@ -147,7 +148,7 @@ def generate(
         step=jnp.int32(0),
         token=jnp.zeros(b, jnp.int32),
         token_score=jnp.zeros(b, wide(dtype)),
-        ended=prompt_lengths == 0,
+        ended=lengths == 0,
         ids=jnp.full((b, max_new_tokens), eos_id, jnp.int32),
         lengths=jnp.zeros(b, jnp.int32),
         states=jnp.zeros((b, max_segments, d), dtype).at[rows[:, None], slot].set(hidden, mode="drop"),
@@ -156,6 +157,6 @@ def generate(
         total=prompt_total,
         cache=cache,
     )
-    loop = emit(loop, hidden[rows, jnp.maximum(prompt_lengths - 1, 0)])
+    loop = emit(loop, hidden[rows, jnp.maximum(lengths - 1, 0)])
     loop = jax.lax.while_loop(cond, body, loop)
     return Generation(loop.ids, loop.lengths, loop.states, loop.scores, loop.counts, loop.total)

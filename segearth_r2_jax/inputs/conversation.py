@@ -17,15 +17,11 @@ import dataclasses
 import types
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segearth_r2_jax.errors import UserError
-from segearth_r2_jax.inputs.tokenizer import END_OF_TEXT, SEG_TOKEN, seg_token_id
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from segearth_r2_jax.inputs.tokenizer import END_OF_TEXT, SEG_TOKEN, Tokenizer
 
 IMAGE_SLOT = -200  # Reference form: one mark. Expanded form: every position of the image.
 REFER_SLOT = -204  # Reference form only: the place of the instruction.
@@ -141,7 +137,7 @@ def get_template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerFast, template: str, instruction: str, name: str = "instruction") -> Conversation:
+def encode_prompt(tokenizer: Tokenizer, template: str, instruction: str, name: str = "instruction") -> Conversation:
     """The reference form of a prompt that asks for an answer; nothing in it is supervised.
 
     The training templates end in "ASSISTANT:" here: the space and the newline that follow were supervised in training, so a
@@ -160,7 +156,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, template: str, instruction
     )
 
 
-def encode_training(tokenizer: PreTrainedTokenizerFast, template: str, instruction: str, answer: str, name: str = "record") -> Conversation:
+def encode_training(tokenizer: Tokenizer, template: str, instruction: str, answer: str, name: str = "record") -> Conversation:
     """The reference form of an instruction and the answer to learn.
 
     Labels equal the ids from two ids before the end of the prompt on (see `Template.supervised_prompt_ids`) and are
@@ -179,16 +175,16 @@ def encode_training(tokenizer: PreTrainedTokenizerFast, template: str, instructi
     prompt_length = len(before) + len(_encode(tokenizer, turn))
     labels[: prompt_length - words.supervised_prompt_ids] = IGNORE_LABEL
     speaker = turn[turn.rindex(" ", 0, -1) :]
-    if END_OF_TEXT in answer or speaker in answer or tokenizer.pad_token_id != tokenizer.eos_token_id:
+    if END_OF_TEXT in answer or speaker in answer:
         warnings.warn(
-            f"{name}: the answer contains {speaker!r} or {END_OF_TEXT!r}, or padding is not the end of text; its text is not trained on",
+            f"{name}: the answer contains {speaker!r} or {END_OF_TEXT!r}; its text is not trained on",
             LabelMismatch,
             stacklevel=2,
         )
         labels[:] = IGNORE_LABEL
     attention_mask = np.ones(len(ids), bool)
     attention_mask[-1] = False  # Upstream masks keys by `id != padding`, and padding is the end of text. Nothing comes after it.
-    seg_indices = len(before) + np.flatnonzero(np.asarray(after) == seg_token_id(tokenizer))
+    seg_indices = len(before) + np.flatnonzero(np.asarray(after) == tokenizer.seg_id)
     return Conversation(ids, labels, attention_mask, np.array(refer_ids, np.int32), seg_indices.astype(np.int32))
 
 
@@ -213,9 +209,7 @@ def expand(conversation: Conversation, num_image_tokens: int) -> TokenRow:
     )
 
 
-def training_lengths(
-    tokenizer: PreTrainedTokenizerFast, template: str, texts: Sequence[tuple[str, str]], num_image_tokens: int
-) -> np.ndarray:
+def training_lengths(tokenizer: Tokenizer, template: str, texts: Sequence[tuple[str, str]], num_image_tokens: int) -> np.ndarray:
     """Positions that each (instruction, answer) takes, int64 [n]: the lengths of `expand(encode_training(...))`.
 
     All texts are encoded in one call, which the tokenizer spreads over the processors.
@@ -273,16 +267,15 @@ def _stripped(instruction: str, name: str) -> str:
     return instruction
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False) if text else []
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text) if text else []
 
 
-def _lengths(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> np.ndarray:
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
-    return np.array([len(ids) for ids in encoded["input_ids"]], np.int64)
+def _lengths(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
+    return np.array([len(ids) for ids in tokenizer.encode_all(texts)], np.int64)
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerFast, words: Template, instruction: str, rest: str) -> tuple[list[int], list[int], list[int]]:
+def _prompt_ids(tokenizer: Tokenizer, words: Template, instruction: str, rest: str) -> tuple[list[int], list[int], list[int]]:
     """Ids up to the last mark, ids of the instruction where it stands apart, ids after the last mark.
 
     Each stretch of text between marks is encoded by itself. The user's words are never searched for marks.
@@ -291,4 +284,4 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerFast, words: Template, instruction
     if not words.refer:
         return before, [], _encode(tokenizer, words.after_image + instruction + rest)
     before += [*_encode(tokenizer, words.after_image), REFER_SLOT]
-    return before, [*_encode(tokenizer, instruction), seg_token_id(tokenizer)], _encode(tokenizer, rest)
+    return before, [*_encode(tokenizer, instruction), tokenizer.seg_id], _encode(tokenizer, rest)

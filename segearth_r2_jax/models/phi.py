@@ -144,11 +144,17 @@ class PhiOutput(NamedTuple):
 
 
 class KVCache(NamedTuple):
-    """keys (rotated), values: [layers, b, s, n, h]; mask: bool [b, s], True where a slot holds a token. Slot p belongs to position p."""
+    """keys (rotated), values: [layers, b, n, s, h], in which a head's slots lie together as the products of attention read them.
+
+    Slot p belongs to position p.
+    """
 
     keys: jax.Array
     values: jax.Array
-    mask: jax.Array
+
+    def with_room(self, slots: int) -> KVCache:
+        """The same with `slots` free slots behind."""
+        return KVCache(*(jnp.pad(a, ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0))) for a in self))
 
 
 def rotation(positions: jax.Array, rotary_dim: int, theta: float, dtype: jax.typing.DTypeLike) -> Rotation:
@@ -285,65 +291,51 @@ class Phi(nnx.Module):
         hidden = self.final_layernorm(x)
         return PhiOutput(hidden, rows, jnp.concatenate([inputs, hidden[None]]) if output_hidden_states else None)
 
-    def prefill(self, embeds: jax.Array, attention_mask: jax.Array, cache_length: int) -> tuple[jax.Array, KVCache]:
-        """The pass over a prompt that fills the cache for `decode`.
-
-        Args:
-            embeds: [b, t, d], padded on the right.
-            attention_mask: bool [b, t].
-            cache_length: slots of the cache, at least t plus the tokens still to come.
+    def prefill(self, embeds: jax.Array) -> tuple[jax.Array, KVCache]:
+        """A pass over the beginning of sequences, [b, t, d] without padding, that keeps what `decode` needs of it.
 
         Returns:
-            Hidden states [b, t, d] after the final normalisation, and the cache.
-
-        Raises:
-            ValueError: the prompt is longer than the cache.
+            Hidden states [b, t, d] after the final normalisation, and a cache of t slots.
         """
-        t = embeds.shape[1]
-        if cache_length < t:
-            raise ValueError(f"a cache of {cache_length} slots cannot hold a prompt of {t}")
-        cos_sin = self._rotation(jnp.arange(t)[None], embeds.dtype)
+        cos_sin = self._rotation(jnp.arange(embeds.shape[1])[None], embeds.dtype)
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            return attention(q, k, v, causal=True, key_mask=attention_mask, scale=self._scale), (k, v)
+            return attention(q, k, v, causal=True, scale=self._scale), (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
         definition, state = nnx.split(self.layers)
         x, (keys, values) = jax.lax.scan(lambda x, s: nnx.merge(definition, s)(x, cos_sin, attend), embeds, state)
-        spare = cache_length - t
-        keys, values = (jnp.pad(a, ((0, 0), (0, 0), (0, spare), (0, 0), (0, 0))) for a in (keys, values))
-        return self.final_layernorm(x), KVCache(keys, values, jnp.pad(attention_mask, ((0, 0), (0, spare))))
+        return self.final_layernorm(x), KVCache(keys, values)
 
     def decode(self, embeds: jax.Array, cache: KVCache, positions: jax.Array) -> tuple[jax.Array, KVCache]:
-        """One more token per row; rows may stand at different positions.
+        """The next t tokens of every row, few of them; rows may stand at different positions.
+
+        A token sees the slots up to its own. What the slots behind the last token hold does not matter: a row with fewer tokens than
+        others is padded on the right, and its next call overwrites what the padding left.
 
         Args:
-            embeds: [b, 1, d].
-            cache: filled up to the position before; slots from the position on are free, or hold padding of the prompt.
-            positions: int [b], below the number of slots.
+            embeds: [b, t, d].
+            cache: holds the tokens before `positions`.
+            positions: int [b], of the first of the tokens; positions + t is at most the number of slots.
 
         Returns:
-            Hidden states [b, 1, d] after the final normalisation, and the cache with the token in slot `positions`.
+            Hidden states [b, t, d] after the final normalisation, and the cache with the tokens in their slots.
         """
-        b, slots = cache.mask.shape
-        rows = jnp.arange(b)
-        cos_sin = self._rotation(positions[:, None], embeds.dtype)
-        mask = cache.mask.at[rows, positions].set(True)
-        visible = mask & (jnp.arange(slots) <= positions[:, None])
+        b, t = embeds.shape[:2]
+        rows, places = jnp.arange(b)[:, None], positions[:, None] + jnp.arange(t)
+        cos_sin = self._rotation(places, embeds.dtype)
         definition, state = nnx.split(self.layers)
 
-        # The cache is carried, not scanned over, so that a step writes one slot per row in place.
-        def body(carry: tuple[jax.Array, jax.Array, jax.Array], layer: tuple[nnx.State, jax.Array]):
-            x, keys, values = carry
+        # The cache is carried, not scanned over, so that a step writes its slots in place.
+        def body(carry: tuple[jax.Array, KVCache], layer: tuple[nnx.State, jax.Array]) -> tuple[tuple[jax.Array, KVCache], None]:
+            x, (keys, values) = carry
             layer_state, i = layer
 
-            def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-                new_keys, new_values = keys.at[i, rows, positions].set(k[:, 0]), values.at[i, rows, positions].set(v[:, 0])
-                y = attention(q, new_keys[i], new_values[i], causal=False, key_mask=visible, scale=self._scale)
-                return y, (new_keys, new_values)
+            def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KVCache]:
+                new = KVCache(keys.at[i, rows, :, places].set(k), values.at[i, rows, :, places].set(v))
+                weights = attention_rows(q, new.keys[i].swapaxes(1, 2), places, scale=self._scale)
+                return jnp.einsum("bnts,bnsh->btnh", weights.astype(v.dtype), new.values[i]), new
 
-            x, (keys, values) = nnx.merge(definition, layer_state)(x, cos_sin, attend)
-            return (x, keys, values), None
+            return nnx.merge(definition, layer_state)(x, cos_sin, attend), None
 
-        carry = (embeds, cache.keys, cache.values)
-        (x, keys, values), _ = jax.lax.scan(body, carry, (state, jnp.arange(self.config.num_layers)))
-        return self.final_layernorm(x), KVCache(keys, values, mask)
+        (x, cache), _ = jax.lax.scan(body, (embeds, cache), (state, jnp.arange(self.config.num_layers)))
+        return self.final_layernorm(x), cache

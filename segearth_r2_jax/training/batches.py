@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.loader import Loader, LoaderConfig, open_shards
+from segearth_r2_jax.inputs.tokenizer import Tokenizer
 from segearth_r2_jax.sharding.mesh import data_shard
 from segearth_r2_jax.sharding.rules import batch_sharding
 from segearth_r2_jax.training.run_config import RunConfig
@@ -39,7 +39,7 @@ def loader_config(config: RunConfig) -> LoaderConfig:
     )
 
 
-def open_loader(shards: str, tokenizer: PreTrainedTokenizerFast, config: LoaderConfig, mesh: Mesh, *, split: str = "train") -> Loader:
+def open_loader(shards: str, tokenizer: Tokenizer, config: LoaderConfig, mesh: Mesh, *, split: str = "train") -> Loader:
     """The loader of the rows that this process gives to each batch on `mesh`."""
     index, count = data_shard(mesh)
     return Loader(open_shards(shards, split), tokenizer, config, process_index=index, process_count=count)

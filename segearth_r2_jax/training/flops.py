@@ -55,20 +55,25 @@ def training_flops(
     return FlopCount(trace.parts)
 
 
-def inference_flops(model: SegEarthR2Config, *, batch: int, prompt_tokens: int, new_tokens: int, masks: int) -> FlopCount:
-    """Answering `batch` prompts, each about its own image, with `new_tokens` tokens (the longest answer that the cache has room for).
+def inference_flops(
+    model: SegEarthR2Config, *, batch: int, prefix_tokens: int, prompt_tokens: int, new_tokens: int, masks: int
+) -> dict[str, FlopCount]:
+    """What "encode", "answer" and "masks" take for `batch` prompts, each about its own image (see `inference.segment`).
 
-    Every decoding step attends to the whole cache, as the compiled loop does, and needs the logits of one position per row; `masks` masks
-    of each image are decoded in one pass.
+    A prompt has `prefix_tokens` up to the image's last and `prompt_tokens` after it; the answer has `new_tokens`, the most that the cache
+    has room for. What follows the prefix attends to the whole cache, as the compiled loop does, and needs the logits of one position per
+    row and token; `masks` masks of each image are decoded in one pass.
     """
-    trace = _Trace(())
-    trace.image_tokens(model, batch)
-    trace.language(model, False, batch, prompt_tokens, rows=0)
-    for _ in range(new_tokens - 1):
-        trace.language(model, False, batch, 1, rows=0, keys=prompt_tokens + new_tokens)
-    trace.linear("lm_head", "phi/lm_head", False, batch * new_tokens, model.phi.hidden_size, model.phi.vocab_size)
-    trace.mask_decoder(model, False, *trace.pixel_features(model, batch), batch, masks, predictions=1)
-    return FlopCount(trace.parts)
+    encode, answer, decoder = _Trace(()), _Trace(()), _Trace(())
+    encode.image_tokens(model, batch)
+    encode.language(model, False, batch, prefix_tokens, rows=0)
+    encode.pixel_features(model, batch)
+    slots = prefix_tokens + prompt_tokens + new_tokens
+    for tokens in (prompt_tokens, *[1] * (new_tokens - 1)):
+        answer.language(model, False, batch, tokens, rows=0, keys=slots)
+    answer.linear("lm_head", "phi/lm_head", False, batch * new_tokens, model.phi.hidden_size, model.phi.vocab_size)
+    decoder.mask_decoder(model, False, False, False, batch, masks, predictions=1)
+    return {"encode": FlopCount(encode.parts), "answer": FlopCount(answer.parts), "masks": FlopCount(decoder.parts)}
 
 
 class _Trace:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from segearth_r2_jax.checkpoints.json_files import write_json
 from segearth_r2_jax.training.run_config import RunConfig
 
-_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 

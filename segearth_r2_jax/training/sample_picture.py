@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image, ImageDraw, ImageFont
-from transformers import PreTrainedTokenizerFast
 
+from segearth_r2_jax.inputs.tokenizer import Tokenizer
 from segearth_r2_jax.sharding.rules import replicated
 
 # Okabe and Ito's colour-blind-safe palette.
@@ -22,7 +22,7 @@ _SHOWN = ("image", "masks", "mask_valid", "mask_frame", "token_ids")
 class SamplePictures:
     """Draws the first rows of global batches, whichever process has given them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, mesh: Mesh):
+    def __init__(self, tokenizer: Tokenizer, mesh: Mesh):
         self._tokenizer = tokenizer
         self._first = jax.jit(_first_rows, static_argnums=1, out_shardings=replicated(mesh))
 
@@ -37,7 +37,7 @@ class SamplePictures:
 
     def _draw(self, row: Mapping[str, np.ndarray]) -> np.ndarray:
         words, valid = row["token_ids"], row["mask_valid"]
-        text = self._tokenizer.decode(words[words >= 0], skip_special_tokens=False)
+        text = self._tokenizer.decode(words[words >= 0])
         return sample_picture(row["image"], row["masks"][valid], tuple(row["mask_frame"]), row["mask_logits"][valid], text)
 
 

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerFast
 
+from segearth_r2_jax.inputs.tokenizer import Tokenizer
 from segearth_r2_jax.models.binding import Params, bind
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2
 from segearth_r2_jax.objectives.language_modeling import IGNORE_LABEL
@@ -48,7 +48,7 @@ class Validated(NamedTuple):
 class Validation:
     """The held-out records of a run; opened once, read from the first record each time."""
 
-    def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerFast, mesh: Mesh):
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer, mesh: Mesh):
         """Raises UserError if the shards do not fit the configuration."""
         self._config, self._step, self._mesh = config.validation, config.step, mesh
         self._batch_size = config.validation.batch_size or config.data.batch_size

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tiny_checkpoint import write_checkpoint
 from segearth_r2_jax.cli.main import main
 from segearth_r2_jax.cli.predict import result_names
 from segearth_r2_jax.errors import UserError
+from segearth_r2_jax.inference.segment import Segmenter
 from segearth_r2_jax.inputs.image_reading import read_image
 from segearth_r2_jax.raster import rle
 
@@ -21,9 +23,10 @@ RNG = np.random.default_rng(0)
 def predict(checkpoint_dir, tmp_path, capsys):
     """Runs the verb; returns (exit status, stdout, lines of stderr)."""
 
-    def run(*images, instruction="find the roof", output=tmp_path / "out", checkpoint=checkpoint_dir):
+    def run(*images, instruction="find the roof", output=tmp_path / "out", checkpoint=checkpoint_dir, batch_size=1):
         status = 0
         arguments = ["predict", *map(str, images), "--instruction", instruction, "--checkpoint", str(checkpoint)]
+        arguments += ["--batch-size", str(batch_size)]
         try:
             main([*arguments, "--output", str(output), "--max-new-tokens", "10"])
         except SystemExit as end:
@@ -101,7 +104,8 @@ def test_every_mode_shape_and_size(predict, tmp_path):
         _check_result(tmp_path / "out" / path.stem, path)
 
 
-def test_bad_files_are_named_in_one_line_each_and_the_others_are_done(predict, tmp_path):
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_bad_files_are_named_in_one_line_each_and_the_others_are_done(predict, tmp_path, batch_size):
     good = _picture(tmp_path / "good.png", "RGB", (80, 50))
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "empty.png").write_bytes(b"")
@@ -109,7 +113,7 @@ def test_bad_files_are_named_in_one_line_each_and_the_others_are_done(predict, t
     Image.fromarray(RNG.integers(0, 256, (200, 200, 3)).astype(np.uint8)).save(buffer, "jpeg")
     (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[:3000])
     bad = [tmp_path / name for name in ("text.png", "empty.png", "cut.jpg", "missing.png")]
-    status, out, err = predict(bad[0], bad[1], good, *bad[2:])
+    status, out, err = predict(bad[0], bad[1], good, *bad[2:], batch_size=batch_size)
     assert status == 2
     assert len(out.splitlines()) == 1
     _check_result(tmp_path / "out" / "good", good)
@@ -130,6 +134,50 @@ def test_a_folder_of_images(predict, tmp_path):
     status, out, err = predict(folder)
     assert (status, err) == (0, [])
     assert [line.split(":")[0].rsplit("/", 1)[1] for line in out.splitlines()] == ["a.jpg", "b.png", "c.TIF"]
+
+
+def test_lines_stand_in_the_order_of_the_images_and_batches_change_nothing(predict, tmp_path):
+    paths = [_picture(tmp_path / f"{name}.png", "RGB", (60 + 9 * i, 70)) for i, name in enumerate("edcab")]
+    (tmp_path / "bad.png").write_text("not a picture")
+    paths.insert(2, tmp_path / "bad.png")
+    lines, answers = [], []
+    for batch_size in (1, 2):
+        output = tmp_path / f"out {batch_size}"
+        status, out, err = predict(*paths, output=output, batch_size=batch_size)
+        assert (status, len(err)) == (2, 2)
+        lines.append([line.split(":")[0] for line in out.splitlines()])
+        answers.append([json.loads((output / path.stem / "answer.json").read_text())["answer"] for path in paths if path.stem != "bad"])
+    assert lines == [[str(path) for path in paths if path.stem != "bad"]] * 2
+    assert answers[0] == answers[1]
+
+
+def test_a_result_that_cannot_be_written_costs_its_own_line(predict, tmp_path):
+    first, second = (_picture(tmp_path / f"{name}.png", "RGB", (60, 60)) for name in ("first", "second"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "first").write_text("in the way")
+    status, out, err = predict(first, second)
+    assert status == 2
+    assert "first: cannot be made a folder" in err[0]
+    assert "1 of 2 images" in err[1]
+    assert [line.split(":")[0] for line in out.splitlines()] == [str(second)]
+
+
+def test_an_interruption_leaves_no_half_result_and_no_thread(predict, tmp_path, monkeypatch):
+    paths = [_picture(tmp_path / f"{i}.png", "RGB", (60, 60)) for i in range(6)]
+    segment_batch, asked = Segmenter.segment_batch, []
+
+    def interrupted(self, images, instructions, **options):
+        asked.append(len(images))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return segment_batch(self, images, instructions, **options)
+
+    monkeypatch.setattr(Segmenter, "segment_batch", interrupted)
+    status, _, err = predict(*paths)
+    assert (status, err) == (130, ["segearth-r2: interrupted"])
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPool")]
+    for folder in (tmp_path / "out").iterdir():
+        _check_result(folder, tmp_path / f"{folder.name}.png")
 
 
 def test_a_folder_without_images(predict, tmp_path):
@@ -174,10 +222,10 @@ def test_mistakes_before_anything_is_loaded(predict, tmp_path):
     assert "nowhere" in err[0]
 
 
-def test_an_instruction_that_is_too_long_is_said_once_per_image(predict, tmp_path):
-    path = _picture(tmp_path / "scene.png", "RGB", (60, 60))
-    status, _, err = predict(path, instruction="roof " * 4000)
-    assert status == 2
+def test_an_instruction_that_is_too_long_is_said_once(predict, tmp_path):
+    paths = [_picture(tmp_path / f"{i}.png", "RGB", (60, 60)) for i in range(3)]
+    status, _, err = predict(*paths, instruction="roof " * 4000)
+    assert (status, len(err)) == (2, 1)
     assert "too long" in err[0]
 
 

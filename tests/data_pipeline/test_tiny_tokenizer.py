@@ -11,7 +11,7 @@ from data_pipeline.grammar.facts import Facts
 from data_pipeline.grammar.records import TRAIN_SHARES, make_instructions
 from data_pipeline.grammar.tokenizer import TINY_TOKENIZER, main
 from data_pipeline.synthetic.scene import draw_scene
-from segearth_r2_jax.inputs.tokenizer import load_tokenizer, seg_token_id
+from segearth_r2_jax.inputs.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +26,25 @@ def test_the_stored_file_is_what_the_words_give(tmp_path):
 
 def test_it_is_small_and_has_the_tokens_that_the_model_needs(tokenizer):
     assert 512 <= len(tokenizer) <= 1024
-    assert seg_token_id(tokenizer) == len(tokenizer) - 1
-    assert tokenizer.eos_token == tokenizer.pad_token == "<|endoftext|>"
-    assert tokenizer("It is [SEG].<|endoftext|>")["input_ids"].count(seg_token_id(tokenizer)) == 1
+    assert tokenizer.seg_id == len(tokenizer) - 1
+    assert tokenizer.decode([tokenizer.end_id]) == "<|endoftext|>"
+    assert tokenizer.encode("It is [SEG].<|endoftext|>").count(tokenizer.seg_id) == 1
 
 
 @pytest.mark.parametrize("text", ["", " ", "the lake", "\n\n  two\tlines ", "Größe, naïve, 漢字, 🛩️", "".join(map(chr, range(1, 512)))])
 def test_any_text_comes_back(tokenizer, text):
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_words_are_split_as_the_label_rules_expect(tokenizer):
-    tokens = tokenizer.convert_ids_to_tokens(tokenizer(" ASSISTANT: \nSure, the <p>lake</p>[SEG].")["input_ids"])
-    assert tokens[:5] == ["ĠASSISTANT", ":", "Ġ", "Ċ", "Sure"]
+    tokens = [tokenizer.decode([i]) for i in tokenizer.encode(" ASSISTANT: \nSure, the <p>lake</p>[SEG].")]
+    assert tokens[:5] == [" ASSISTANT", ":", " ", "\n", "Sure"]
 
 
 def test_drawn_instructions_take_few_tokens(tokenizer):
     lengths = []
     for index in range(10):
         for made in make_instructions(Facts(draw_scene((1, index), 64, world="simple")), 4, TRAIN_SHARES, np.random.default_rng(index)):
-            lengths.append(len(tokenizer(made.description + made.answer)["input_ids"]))
+            lengths.append(len(tokenizer.encode(made.description + made.answer)))
     assert np.mean(lengths) < 40
     assert max(lengths) < 140

@@ -16,8 +16,8 @@ from segearth_r2_jax.inference.generate import Generation, generate
 from segearth_r2_jax.models.phi import Phi, PhiConfig
 
 CONFIG = PhiConfig(vocab_size=24, embed_rows=24, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2)
-T, NEW, SLOTS = 7, 5, 5
-LENGTHS = np.array([7, 4])
+PREFIX, T, NEW, SLOTS = 2, 7, 5, 5
+LENGTHS = np.array([7, 4])  # the prefix included
 NOTHING = -1
 SEED = 1
 
@@ -40,18 +40,19 @@ def embeds() -> np.ndarray:
     return embeds
 
 
-@partial(jax.jit, static_argnames=("new", "slots", "final_state"))
-def _generate(phi, embeds, lengths, eos_id, seg_id, counted, new, slots, final_state) -> Generation:
+@partial(jax.jit, static_argnames=("new", "slots", "final_state", "shared"))
+def _generate(phi, embeds, lengths, eos_id, seg_id, counted, new, slots, final_state, shared=PREFIX) -> Generation:
+    _, prefix = phi.prefill(embeds[:, :shared])
     return generate(
         phi,
-        embeds,
-        jnp.arange(T) < lengths[:, None],
-        lengths,
+        prefix,
+        embeds[:, shared:],
+        jnp.maximum(lengths - shared, 0),
         eos_id=eos_id,
         seg_id=seg_id,
         max_new_tokens=new,
         max_segments=slots,
-        count_in_prompt=counted,
+        count_in_prompt=counted[:, shared:],
         final_state=final_state,
     )
 
@@ -67,9 +68,10 @@ def run(
     new: int = NEW,
     slots: int = SLOTS,
     final_state: str = "extra_step",
+    shared: int = PREFIX,
 ) -> Generation:
     counted = np.zeros((len(embeds), T), bool) if counted is None else counted
-    return jax.device_get(_generate(phi, embeds, lengths, eos_id, seg_id, counted, new, slots, final_state))
+    return jax.device_get(_generate(phi, embeds, lengths, eos_id, seg_id, counted, new, slots, final_state, shared))
 
 
 class Expected:
@@ -112,6 +114,15 @@ def test_each_row_gets_the_likeliest_tokens_after_its_own_prompt(phi: Phi, embed
     assert result.lengths.tolist() == [NEW, NEW]
     assert result.seg_counts.tolist() == result.seg_total.tolist() == [0, 0]
     assert (result.seg_states == 0).all()
+
+
+@pytest.mark.parametrize("shared", [1, 3])
+def test_how_much_of_the_prompts_was_a_prefix_changes_nothing(phi: Phi, embeds: np.ndarray, expected: list[Expected], shared: int):
+    seg = expected[0].ids[0]
+    one, other = run(phi, embeds, seg_id=seg), run(phi, embeds, seg_id=seg, shared=shared)
+    np.testing.assert_array_equal(one.ids, other.ids)
+    np.testing.assert_array_equal(one.seg_counts, other.seg_counts)
+    np.testing.assert_allclose(one.seg_states, other.seg_states, atol=1e-4)
 
 
 def test_a_row_ends_with_the_end_of_text_and_the_others_go_on(phi: Phi, embeds: np.ndarray, expected: list[Expected]):
@@ -179,10 +190,10 @@ def test_more_segs_than_slots_are_counted_and_the_first_kept(phi: Phi, embeds: n
 
 def test_segs_of_the_prompt_come_first_where_they_count(phi: Phi, embeds: np.ndarray, expected: list[Expected]):
     counted = np.zeros((2, T), bool)
-    counted[0, [1, 5]] = True
+    counted[0, [3, 5]] = True
     seg = expected[0].ids[0]
     result = run(phi, embeds, seg_id=seg, counted=counted)
-    states = [expected[0].hidden[1], expected[0].hidden[5], expected[0].state_of(0)]
+    states = [expected[0].hidden[3], expected[0].hidden[5], expected[0].state_of(0)]
     np.testing.assert_allclose(result.seg_states[0, :3], states, atol=2e-4)
     np.testing.assert_array_equal(result.seg_scores[0, :2], 1)
     assert result.seg_scores[0, 2] < 1

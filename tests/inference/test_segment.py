@@ -2,16 +2,22 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import tiny_checkpoint
 
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.inference import segment
-from segearth_r2_jax.inference.segment import MASKS_PER_PASS, Segmenter, make_target, phrases
+from segearth_r2_jax.inference.segment import MASKS_PER_PASS, Segmenter, before_image, make_target, phrases
+from segearth_r2_jax.inputs.conversation import TEMPLATES, encode_prompt, expand, pad_row
+from segearth_r2_jax.inputs.image_processing import normalize_for_siglip, squash
 from segearth_r2_jax.inputs.letterbox import Letterbox
 from segearth_r2_jax.inputs.tokenizer import save_tokenizer, train_tokenizer
+from segearth_r2_jax.models.binding import abstract_module, bind
+from segearth_r2_jax.models.segearth_r2 import SegEarthR2
 
 NEW_TOKENS = 10
 RNG = np.random.default_rng(0)
@@ -84,12 +90,93 @@ def test_an_image_encoded_before_gives_the_same_answer(segmenter, answers):
     assert other.targets[0].mask.shape == IMAGES["tall"].shape[:2]
 
 
+INSTRUCTIONS = ("find the roof", "the river", "what is that, and where does the river go under the roofs")
+
+
+@pytest.fixture(scope="module")
+def one_by_one(segmenter):
+    """(image, instruction) -> ids, and states of [SEG]: every token by a pass over the whole sequence so far, no cache and no prefix."""
+    abstract = abstract_module(lambda rngs: SegEarthR2(segmenter.config, rngs=rngs))
+    room = 352
+
+    @jax.jit
+    def start(params, squashed, token_ids, image_start):
+        model = bind(abstract, params)
+        return model.prompt_embeddings(token_ids, model.image_tokens(normalize_for_siglip(squashed, np.float32)), image_start)
+
+    @jax.jit
+    def step(params, embeds, length):
+        phi = bind(abstract, params).phi
+        hidden = phi(embeds, (np.arange(room) < length)[None]).hidden[:, length - 1]
+        token = phi.logits(hidden).argmax(-1)
+        return hidden[0], token[0], embeds.at[:, length].set(phi.embed(token))
+
+    def answer(image, instruction):
+        row = expand(encode_prompt(segmenter.tokenizer, segmenter.template, instruction), segmenter.config.siglip.num_tokens)
+        padded = pad_row(row, room, 1)
+        squashed = squash(image, segmenter.config.siglip.image_size)
+        embeds = start(segmenter._params, squashed[None], padded["token_ids"][None], padded["image_start"][None])
+        tokens, hidden = [], []
+        for length in range(row.length, row.length + NEW_TOKENS + 1):
+            state, token, embeds = step(segmenter._params, embeds, length)
+            tokens.append(int(token))
+            hidden.append(np.asarray(state))
+        # The state of a token is that of the step after the one that chose it.
+        return tokens[:-1], [state for token, state in zip(tokens, hidden[1:], strict=False) if token == segmenter.seg_id]
+
+    return answer
+
+
+def test_instructions_that_share_an_image_are_answered_as_if_they_did_not(segmenter, one_by_one):
+    texts = set()
+    for name in ("wide", "tall"):
+        encoded = segmenter.encode(IMAGES[name])
+        together = segmenter.segment_batch([encoded] * len(INSTRUCTIONS), INSTRUCTIONS, max_new_tokens=NEW_TOKENS)
+        for instruction, answer in zip(INSTRUCTIONS, together, strict=True):
+            ids, states = one_by_one(IMAGES[name], instruction)
+            assert answer.answer == segmenter.tokenizer.decode(ids).strip()
+            generation = SimpleNamespace(seg_counts=np.array([len(states)]), seg_states=np.stack(states)[None])
+            (logits,) = segmenter._frame_logits([encoded.features], generation)
+            np.testing.assert_allclose(answer.frame_logits, logits, atol=1e-3)
+            np.testing.assert_array_equal(answer.frame_logits > 0, logits > 0)
+            texts.add(answer.answer)
+        assert np.abs(together[0].frame_logits[0] - together[1].frame_logits[0]).max() > 0.01
+    assert len(texts) > 1
+
+
+def test_every_prompt_begins_with_the_ids_before_the_image(segmenter):
+    for template in TEMPLATES:
+        before = before_image(segmenter.tokenizer, template)
+        row = expand(encode_prompt(segmenter.tokenizer, template, "the river"), 5)
+        assert row.image_start == len(before)
+        np.testing.assert_array_equal(row.token_ids[: len(before)], before)
+
+
 def test_other_sizes_instructions_and_numbers_of_masks_compile_nothing(segmenter, answers):
     compiled = segmenter._compiled
     before = [function._cache_size() for function in compiled]
     for shape in ((33, 90, 3), (400, 30, 3)):
         segmenter.segment(np.full(shape, 90, np.uint8), "the river and the roof", max_new_tokens=NEW_TOKENS)
     assert [function._cache_size() for function in compiled] == before
+
+
+def test_many_instructions_compile_as_often_as_their_batches_are_powers_of_two(segmenter, answers):
+    """Batches of 1, 2, 4 and 8 rows, whatever the number of instructions, their lengths, and which of them share an image."""
+    shared = segmenter.encode(IMAGES["frame"])
+    others = [segmenter.encode(IMAGES[name]) for name in ("wide", "tall", "pixel")]
+
+    def ask(number, instruction):
+        images = [shared] * max(1, number - 3) + others[: min(3, number - 1)]
+        segmenter.segment_batch(images, [instruction] * number, max_new_tokens=NEW_TOKENS)
+
+    for number in (1, 2, 4, 8):
+        ask(number, "find the roof")
+    before = [function._cache_size() for function in segmenter._compiled]
+    for number in (1, 3, 5, 6, 7):
+        ask(number, "the river and the roof " * (number % 3 + 1))
+    assert [function._cache_size() for function in segmenter._compiled] == before
+    ask(1, "the river and the roof " * 20)  # of another bucket
+    assert [function._cache_size() for function in segmenter._compiled] == [before[0], before[1] + 1, before[2]]
 
 
 def test_an_answer_may_have_more_masks_than_one_pass_decodes(segmenter, answers):

@@ -23,7 +23,6 @@ from segearth_r2_jax.inputs.conversation import (
     smallest_bucket,
     training_lengths,
 )
-from segearth_r2_jax.inputs.tokenizer import seg_token_id
 
 TRAIN = "train_phi_v0"
 ANSWER = "Sure, they are [SEG] and [SEG]."
@@ -85,7 +84,7 @@ def test_the_end_is_no_key_but_is_learned(small_tokenizer):
     row = encode_training(small_tokenizer, TRAIN, "two tanks", ANSWER)
     assert row.attention_mask[:-1].all()
     assert not row.attention_mask[-1]
-    assert row.labels[-1] == small_tokenizer.eos_token_id
+    assert row.labels[-1] == small_tokenizer.end_id
 
 
 @pytest.mark.parametrize("answer", ["It is [SEG]. ASSISTANT: more", "It is [SEG].<|endoftext|> more"])
@@ -94,16 +93,6 @@ def test_an_answer_that_cannot_be_told_from_its_prompt_is_not_learned(small_toke
         row = encode_training(small_tokenizer, TRAIN, "a tank", answer, "r7")
     assert (row.labels == IGNORE_LABEL).all()
     assert len(row.seg_indices) == 1
-
-
-def test_padding_that_is_not_the_end_of_text_is_noticed(small_tokenizer):
-    import copy
-
-    other = copy.deepcopy(small_tokenizer)
-    other.pad_token = "a"
-    with pytest.warns(LabelMismatch):
-        row = encode_training(other, TRAIN, "a tank", ANSWER)
-    assert (row.labels == IGNORE_LABEL).all()
 
 
 def test_marks_and_tokens_in_a_user_s_words_are_only_words(small_tokenizer):
@@ -153,7 +142,7 @@ def test_every_position_has_its_place(small_tokenizer):
     assert expanded.attention_mask[:-1].all()
     assert not expanded.attention_mask[-1]
     # The [SEG] that closes the instruction is not a mask query.
-    seg = seg_token_id(small_tokenizer)
+    seg = small_tokenizer.seg_id
     assert expanded.token_ids[end - 1] == seg
     np.testing.assert_array_equal(expanded.seg_positions, np.flatnonzero(expanded.token_ids == seg)[1:])
     assert (expanded.labels[expanded.seg_positions] == seg).all()

@@ -82,35 +82,49 @@ def test_far_positions_are_exact():
 
 
 def test_decoding_with_a_cache_is_the_whole_pass(phi: Phi, embeds: jax.Array):
-    """Rows of a batch stand at different positions: each continues where its own prompt ended."""
-    lengths, steps, slots = np.array([4, 6]), 3, T + 2
-    mask = np.arange(6) < lengths[:, None]
-    hidden, cache = jax.jit(Phi.prefill, static_argnums=3)(phi, embeds[:, :6], mask, slots)
+    """Rows of a batch stand at different positions: each continues where its own tokens, padded to a common length, ended."""
+    prefix, padded, lengths, steps = 3, 4, np.array([2, 4]), 3
     whole = run(phi, embeds, ALL)
-    np.testing.assert_allclose(hidden[mask], whole[:, :6][mask], atol=1e-5)
+    hidden, cache = jax.jit(Phi.prefill)(phi, embeds[:, :prefix])
+    assert cache.keys.shape[3] == prefix
+    np.testing.assert_allclose(hidden, whole[:, :prefix], atol=1e-5)
     decode = jax.jit(Phi.decode)
+    cache = cache.with_room(padded + steps)
+    hidden, cache = decode(phi, embeds[:, prefix : prefix + padded].at[0, lengths[0] :].set(50), cache, jnp.full(B, prefix))
+    mask = np.arange(padded) < lengths[:, None]
+    np.testing.assert_allclose(hidden[mask], whole[:, prefix : prefix + padded][mask], atol=1e-5)
     for i in range(steps):
-        token = embeds[np.arange(B), lengths + i][:, None]
-        step, cache = decode(phi, token, cache, jnp.asarray(lengths + i))
-        np.testing.assert_allclose(step[:, 0], whole[np.arange(B), lengths + i], atol=1e-5)
-    np.testing.assert_array_equal(cache.mask, np.arange(slots) < (lengths + steps)[:, None])
+        places = prefix + lengths + i
+        step, cache = decode(phi, embeds[np.arange(B), places][:, None], cache, jnp.asarray(places))
+        np.testing.assert_allclose(step[:, 0], whole[np.arange(B), places], atol=1e-5)
 
 
-def test_what_lies_in_later_or_masked_slots_is_not_seen(phi: Phi, embeds: jax.Array):
-    mask = ALL[:, :6].copy()
-    mask[:, 2] = False
-    _, cache = jax.jit(Phi.prefill, static_argnums=3)(phi, embeds[:, :6], mask, T)
-    hidden_slots = np.array([2, 5, 6, 9])  # one masked in the prompt, and all after position 4, which is decoded again
-    dirty = KVCache(cache.keys.at[:, :, hidden_slots].set(7), cache.values.at[:, :, hidden_slots].set(7), cache.mask)
+def test_what_lies_in_slots_that_are_not_filled_yet_is_not_seen(phi: Phi, embeds: jax.Array):
+    cache = jax.jit(Phi.prefill)(phi, embeds[:, :4])[1].with_room(6)
+    dirty = KVCache(cache.keys.at[:, :, :, 4:].set(7), cache.values.at[:, :, :, 4:].set(7))
     decode = jax.jit(Phi.decode)
-    clean_step, _ = decode(phi, embeds[:, :1], cache, jnp.array([4, 4]))
-    dirty_step, _ = decode(phi, embeds[:, :1], dirty, jnp.array([4, 4]))
-    np.testing.assert_array_equal(clean_step, dirty_step)
+    for new in (1, 3):
+        clean_step, _ = decode(phi, embeds[:, :new], cache, jnp.array([4, 4]))
+        dirty_step, _ = decode(phi, embeds[:, :new], dirty, jnp.array([4, 4]))
+        np.testing.assert_array_equal(clean_step, dirty_step)
 
 
-def test_a_prompt_longer_than_the_cache_is_refused(phi: Phi, embeds: jax.Array):
-    with pytest.raises(ValueError, match="9 slots"):
-        phi.prefill(embeds, ALL, 9)
+def test_a_step_writes_the_cache_in_place(phi: Phi, embeds: jax.Array):
+    """Beside the cache a loop of decoding needs no memory of its size."""
+    slots = 4096
+
+    def decoded(state, embeds, cache):
+        def body(i, carry):
+            return nnx.merge(definition, state).decode(carry[0], carry[1], jnp.full(B, i))
+
+        return jax.lax.fori_loop(0, 9, body, (embeds, cache))
+
+    definition, state = nnx.split(phi)
+    shape = (CONFIG.num_layers, B, CONFIG.num_heads, slots, CONFIG.head_dim)
+    cache = KVCache(*[jax.ShapeDtypeStruct(shape, jnp.float32)] * 2)
+    compiled = jax.jit(decoded, donate_argnums=2).lower(state, embeds[:, :1], cache).compile()
+    one_layer = 2 * 4 * np.prod(shape[1:])
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * one_layer
 
 
 def test_attention_rows_are_summed_over_heads_and_cut_to_the_window(phi: Phi, embeds: jax.Array):

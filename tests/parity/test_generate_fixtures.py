@@ -14,7 +14,6 @@ import pytest
 from language_reference import Arrays, Language, load_language
 
 from segearth_r2_jax.inference.generate import generate
-from segearth_r2_jax.models.multimodal_prompt import splice
 
 IMAGE = -200
 
@@ -35,21 +34,20 @@ def run(request: pytest.FixtureRequest, language: Language, max_new: int) -> Ite
     precision = request.param
 
     @partial(jax.jit, static_argnames="final_state")
-    def compiled(language, pixels, ids, eos_id, seg_id, final_state):
-        start = (ids == IMAGE).argmax(1)
-        words = language.phi.embed(jnp.maximum(ids, 0)).astype(pixels.dtype)
-        embeds = splice(words, ids, language.projector(language.siglip(pixels)), start)
-        b, t = ids.shape
+    def compiled(language, pixels, before, after, eos_id, seg_id, final_state):
+        before_embeds, after_embeds = (language.phi.embed(ids).astype(pixels.dtype) for ids in (before, after))
+        _, prefix = language.phi.prefill(jnp.concatenate([before_embeds, language.projector(language.siglip(pixels))], axis=1))
+        b, t = after.shape
         result = generate(
             language.phi,
-            embeds,
-            jnp.ones((b, t), bool),
+            prefix,
+            after_embeds,
             jnp.full(b, t),
             eos_id=eos_id,
             seg_id=seg_id,
             max_new_tokens=max_new,
-            max_segments=t - language.siglip.config.num_tokens + max_new,
-            count_in_prompt=ids == seg_id,
+            max_segments=t + max_new,
+            count_in_prompt=after == seg_id,
             final_state=final_state,
         )
         return result, language.seg_projector(result.seg_states)
@@ -57,8 +55,8 @@ def run(request: pytest.FixtureRequest, language: Language, max_new: int) -> Ite
     def run(stored: Arrays, image: np.ndarray, eos_id: int, final_state: str = "extra_step"):
         (ids,) = stored["prompt_ids"]
         mark = int(np.argmax(ids == IMAGE))
-        ids = np.concatenate([ids[:mark], np.full(language.siglip.config.num_tokens, IMAGE), ids[mark + 1 :]])[None]
-        return compiled(language, image.transpose(0, 2, 3, 1), ids, eos_id, int(stored["seg_token_id"]), final_state)
+        before, after = ids[None, :mark], ids[None, mark + 1 :]
+        return compiled(language, image.transpose(0, 2, 3, 1), before, after, eos_id, int(stored["seg_token_id"]), final_state)
 
     run.precision = precision
     with jax.enable_x64(precision == "float64"):

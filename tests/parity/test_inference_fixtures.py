@@ -33,20 +33,19 @@ def result(request: pytest.FixtureRequest, fixtures_dir: Path) -> Iterator[Resul
         stored = Arrays(fixtures_dir / "inference.npz", precision)
         abstract = fixture_model(fixtures_dir)
         marks = stored["prompt_ids"][0]
-        token_ids = np.repeat(marks, np.where(marks == IMAGE_SLOT, abstract.config.siglip.num_tokens, 1))[None].astype(np.int32)
+        mark = int((marks == IMAGE_SLOT).argmax())
+        before, after = (ids[None].astype(np.int32) for ids in (marks[:mark], marks[mark + 1 :]))
         max_new_tokens = json.loads((fixtures_dir / "config.json").read_text())["max_new"]
 
         @jax.jit
         def run(params, image, image_clip):
             model = bind(abstract, params)
-            image_tokens, features = encode_image(model, image, image_clip)
+            prefix, features = encode_image(model, image, image_clip, before)
             generation = answer_prompts(
                 model,
-                image_tokens,
-                token_ids=token_ids,
-                attention_mask=np.ones(token_ids.shape, bool),
-                image_start=(token_ids == IMAGE_SLOT).argmax(1),
-                lengths=np.array([token_ids.shape[1]]),
+                prefix,
+                token_ids=after,
+                lengths=np.array([after.shape[1]]),
                 eos_id=int(stored["eos_token_id"]),
                 seg_id=int(stored["seg_token_id"]),
                 max_new_tokens=max_new_tokens,

@@ -97,8 +97,8 @@ def test_phi_with_a_cache(language: Language, fixtures_dir: Path, precision: str
     def forward(phi, ids):
         embeds = phi.embed(ids).astype(precision)
         whole = phi(embeds, jnp.ones(ids.shape, bool)).hidden
-        _, cache = phi.prefill(embeds[:, :-1], jnp.ones((1, n - 1), bool), n + 3)
-        step, _ = phi.decode(embeds[:, -1:], cache, jnp.array([n - 1]))
+        _, cache = phi.prefill(embeds[:, :-1])
+        step, _ = phi.decode(embeds[:, -1:], cache.with_room(4), jnp.array([n - 1]))
         return whole, step
 
     whole, step = forward(language.phi, ids)

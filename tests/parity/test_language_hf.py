@@ -155,7 +155,8 @@ def test_phi(size: str):
 
     # Without padding, so that both caches hold the same positions.
     their_cache = theirs(torch.from_numpy(ids[:, :prompt]), use_cache=True).past_key_values
-    hidden, cache = jax.jit(lambda m, i: m.prefill(m.embed(i), jnp.ones(i.shape, bool), t))(ours, ids[:, :prompt])
+    hidden, cache = jax.jit(lambda m, i: m.prefill(m.embed(i)))(ours, ids[:, :prompt])
+    cache = cache.with_room(t - prompt)
     step = jax.jit(lambda m, i, cache, positions: m.decode(m.embed(i), cache, positions))
     for position in range(prompt, t):
         token = ids[:, position : position + 1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segearth_r2_jax.inputs.conversation import IMAGE_SLOT, PADDING, Conversation, encode_prompt, encode_training, expand, pad_row
-from segearth_r2_jax.inputs.tokenizer import load_tokenizer, seg_token_id
+from segearth_r2_jax.inputs.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def test_evaluation_prompts(reference, index, variant, template):
 def test_the_fixture_s_tokenizer_is_complete(reference):
     tokenizer = reference[2]
     assert len(tokenizer) == 421
-    assert seg_token_id(tokenizer) == 420
-    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 0
+    assert tokenizer.seg_id == 420
+    assert tokenizer.end_id == 0
 
 
 def test_splicing(fixtures_dir):

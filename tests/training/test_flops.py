@@ -202,20 +202,24 @@ def test_flops_grow_with_the_batch():
 
 
 def test_answering_has_the_flops_of_the_generation_loop():
-    config, new_tokens = CONFIGS["micro"], 6
+    config, new_tokens, rest = CONFIGS["micro"], 6, 7
     abstract, params = _abstract(config)
 
-    def answer(params, embeds, mask, lengths):
-        phi = bind(abstract, params).phi
-        return generate(phi, embeds, mask, lengths, eos_id=-1, seg_id=1, max_new_tokens=new_tokens, max_segments=4)
+    def prefill(params, embeds):
+        return bind(abstract, params).phi.prefill(embeds)[1]
 
-    arguments = (_shape(BATCH, TOKENS, 40), _shape(BATCH, TOKENS, dtype=bool), _shape(BATCH, dtype=jnp.int32))
-    jaxpr = jax.make_jaxpr(answer)(params, *arguments)
-    counted = program_flops(jaxpr, platform="cpu", while_trips=new_tokens - 1)
-    parts = inference_flops(config, batch=BATCH, prompt_tokens=TOKENS, new_tokens=new_tokens, masks=MASKS).parts
-    assert parts["phi"] + parts["lm_head"] == pytest.approx(counted, rel=1e-9)
+    def answer(params, prefix, embeds, lengths):
+        phi = bind(abstract, params).phi
+        return generate(phi, prefix, embeds, lengths, eos_id=-1, seg_id=1, max_new_tokens=new_tokens, max_segments=4)
+
+    flops = inference_flops(config, batch=BATCH, prefix_tokens=TOKENS, prompt_tokens=rest, new_tokens=new_tokens, masks=MASKS)
+    begun, prefix = jax.make_jaxpr(prefill, return_shape=True)(params, _shape(BATCH, TOKENS, 40))
+    assert flops["encode"].parts["phi"] == pytest.approx(program_flops(begun, platform="cpu"), rel=1e-9)
+    jaxpr = jax.make_jaxpr(answer)(params, prefix, _shape(BATCH, rest, 40), _shape(BATCH, dtype=jnp.int32))
+    assert flops["answer"].total == pytest.approx(program_flops(jaxpr, platform="cpu", while_trips=new_tokens - 1), rel=1e-9)
     forward_only = training_flops(config, (), batch=BATCH, tokens=TOKENS, masks=MASKS).parts
-    assert {part: parts[part] for part in ("siglip", "swin")} == {part: forward_only[part] for part in ("siglip", "swin")}
+    for program, part in (("encode", "siglip"), ("encode", "swin"), ("encode", "pixel_decoder")):
+        assert flops[program].parts[part] == forward_only[part]
 
 
 def test_answering_makes_the_last_prediction_only():
@@ -228,8 +232,8 @@ def test_answering_makes_the_last_prediction_only():
         return bind(abstract, params).mask_decoder.final_masks(maps, features, queries)
 
     counted = _counted(final, params, maps, _shape(BATCH, side, side, c.mask_dim), _shape(BATCH, MASKS, c.hidden_dim))
-    parts = inference_flops(config, batch=BATCH, prompt_tokens=TOKENS, new_tokens=1, masks=MASKS).parts
-    assert parts["mask_decoder"] == pytest.approx(counted, rel=1e-9)
+    flops = inference_flops(config, batch=BATCH, prefix_tokens=TOKENS, prompt_tokens=7, new_tokens=1, masks=MASKS)
+    assert flops["masks"].parts["mask_decoder"] == pytest.approx(counted, rel=1e-9)
 
 
 def test_the_total_is_the_sum_of_the_parts_and_the_formula_says_what_counts():

@@ -107,7 +107,7 @@ def write_mask2former(path: Path, weights: Mapping[str, np.ndarray]) -> Path:
 
 @functools.cache
 def _tokenizer_without_seg() -> str:
-    content = json.loads(train_tokenizer(["the river bank  and the road", "a road"], vocab_size=270).backend_tokenizer.to_str())
+    content = json.loads(train_tokenizer(["the river bank  and the road", "a road"], vocab_size=270).to_json())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "[SEG]"]
     return json.dumps(content)
 

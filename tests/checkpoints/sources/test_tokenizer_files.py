@@ -72,18 +72,15 @@ def test_a_slow_tokenizers_files_become_a_tokenizer_json_of_the_same_ids(source,
     assert has_tokenizer(source)
     assert tokens_with_seg(source) == (n + 3, True)
     assert not write_tokenizer(source, target)
-    fast = load_tokenizer(source / "fast").backend_tokenizer
-    plain = json.loads(fast.to_str())
+    plain = json.loads(load_tokenizer(source / "fast").to_json())
     plain["added_tokens"] = [token for token in plain["added_tokens"] if token["content"] != "[SEG]"]
     (source / "fast" / "tokenizer.json").write_text(json.dumps(plain))
-    theirs = load_tokenizer(source / "fast").backend_tokenizer
-    theirs_seg = theirs.token_to_id("[SEG]")
-    ours = load_tokenizer(target).backend_tokenizer
+    theirs, ours = load_tokenizer(source / "fast"), load_tokenizer(target)
     for text in ("the river bank and the road", "Ünïcode, 1234\n end<|endoftext|> a", "here: [SEG] and", " lead"):
-        expected = [n + 2 if number == theirs_seg else number for number in theirs.encode(text).ids]
-        assert ours.encode(text).ids == expected
-        assert ours.decode(ours.encode(text).ids) == theirs.decode(theirs.encode(text).ids)
-    assert ours.encode("a  \t\tb").tokens[1:3] == ["  ", "\t\t"]
+        expected = [n + 2 if number == theirs.seg_id else number for number in theirs.encode(text)]
+        assert ours.encode(text) == expected
+        assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))
+    assert [ours.decode([number]) for number in ours.encode("a  \t\tb")[1:3]] == ["  ", "\t\t"]
     for name in ("vocab.json", "merges.txt", "added_tokens.json"):
         assert (target / name).read_bytes() == (source / name).read_bytes()
 
@@ -109,7 +106,7 @@ def test_transformers_reads_what_was_built_and_says_the_same(source, target):
     write_slow_tokenizer(source, {"  ": n})
     write_tokenizer(source, target)
     theirs, ours = AutoTokenizer.from_pretrained(str(target), local_files_only=True), load_tokenizer(target)
-    assert theirs.convert_tokens_to_ids("[SEG]") == n + 1 == ours.convert_tokens_to_ids("[SEG]")
+    assert theirs.convert_tokens_to_ids("[SEG]") == n + 1 == ours.seg_id
     assert [theirs.encode(text, add_special_tokens=False) for text in TEXTS] == [ours.encode(text) for text in TEXTS]
 
 

@@ -1,11 +1,11 @@
 """One deformable attention of the pixel decoder at its real size: the sampling alone, forward and backward.
 
-    python -m benchmarks.deformable_sampling [--rounds 9] [--no-tpu] [--output benchmarks/results/deformable_sampling.json]
+    python -m benchmarks.deformable_sampling [--rounds 9] [--only processor|tpu] [--output benchmarks/results/deformable_sampling.json]
 
 On the processor: this package's form, jitted, against PyTorch's `grid_sample` level by level, as the reference samples where its CUDA
 kernel is absent. Both get the same values, locations and weights in float32, their outputs and gradients are compared first, and they
 are timed in turns. For TPUs: what the compiler says of memory traffic and temporaries, beside the floor (every input read once, every
-output written once). Needs torch, and libtpu unless `--no-tpu` is given.
+output written once). Needs torch for the one half and libtpu for the other.
 """
 
 from __future__ import annotations
@@ -154,16 +154,17 @@ def by_the_tpu_compiler(topology: str, dtype: str) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=9, help="calls of each contender that are timed")
-    parser.add_argument("--no-tpu", action="store_true", help="leave out what needs libtpu")
+    parser.add_argument("--only", choices=("processor", "tpu"), help="measure this half, and keep the other from the last time")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
-    report = {
-        "sizes": {"queries": QUERIES, "heads": HEADS, "channels": CHANNELS, "levels": SHAPES, "points": POINTS},
-        "machine": machine(("jax", "torch", "libtpu", "numpy")),
-        "processor, float32": on_the_processor(args.rounds),
-    }
-    if not args.no_tpu:
-        report["TPU compiler, one image, forward and backward"] = [by_the_tpu_compiler(t, "bfloat16") for t in TOPOLOGIES]
+    kept = json.loads(args.output.read_text()) if args.only and args.output.is_file() else {}
+    report = {"sizes": {"queries": QUERIES, "heads": HEADS, "channels": CHANNELS, "levels": SHAPES, "points": POINTS}, **kept}
+    if args.only != "tpu":
+        report["processor, float32"] = {"machine": machine(("jax", "jaxlib", "torch", "numpy")), **on_the_processor(args.rounds)}
+    if args.only != "processor":
+        versions = machine(("jax", "jaxlib", "libtpu"))["versions"]
+        chips = [by_the_tpu_compiler(topology, "bfloat16") for topology in TOPOLOGIES]
+        report["TPU compiler, one image, forward and backward"] = {"versions": versions, "chips": chips}
     args.output.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 

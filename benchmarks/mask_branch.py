@@ -1,12 +1,12 @@
 """The mask branch at its real sizes on a processor: an image of 1024 pixels and [SEG] states in, masks out.
 
-    python -m benchmarks.mask_branch [--rounds 3] [--no-parts] [--compile] [--output benchmarks/results/mask_branch.json]
+    python -m benchmarks.mask_branch [--rounds 3] [--compile] [--output benchmarks/results/mask_branch.json]
 
 This package (Swin-B, pixel decoder, mask decoder as in inference: the last prediction only) against `transformers`' PyTorch modules of the
 same sizes with the same weights, in float32 and in one process. PyTorch repeats the maps of an image for every mask, as the reference does.
-Outputs are compared first; then both are timed in turns, for 1 and for 8 masks, with PyTorch's eager attention and with its
-`scaled_dot_product_attention` in the backbone (the decoders have one form), and compiled with `torch.compile` if `--compile` is given. Then
-the parts alone. Needs torch and transformers.
+The masks are compared first; then the three parts of both are timed in turns, and their sums are the branch: the backbone with PyTorch's
+eager attention and with its `scaled_dot_product_attention` (the decoders have one form), the mask decoder for 1 and for 8 masks. With
+`--compile` PyTorch's decoders, and one more backbone, are compiled by `torch.compile`. Needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -39,20 +39,19 @@ from segearth_r2_jax.models.swin import SwinConfig
 
 RESULTS = Path(__file__).resolve().parent / "results" / "mask_branch.json"
 SIZE = 1024
-QUERIES = (1, 8)
+MASKS = (1, 8)
 # Of float32 through some 40 layers, in relation to the largest value.
 TOLERANCE = 2e-3
 
 
 class Ours:
-    """The network of this package, jitted in three parts and as a whole; the language side is tiny and does not run."""
+    """The network of this package, its three parts jitted; the language side is tiny and does not run."""
 
     def __init__(self, config: SegEarthR2Config, params: Params):
         abstract = abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs))
         self._params = jax.device_put(params)
         self._swin = jax.jit(lambda p, x: bind(abstract, p).swin(x))
         self._pixel_decoder = jax.jit(lambda p, x: bind(abstract, p).pixel_decoder(x))
-        self._features = jax.jit(lambda p, x: bind(abstract, p).pixel_features(x))
         self._masks = jax.jit(lambda p, features, states: final_masks(bind(abstract, p), features, states))
 
     def swin(self, pixels: jax.Array) -> Any:
@@ -62,52 +61,54 @@ class Ours:
         return jax.block_until_ready(self._pixel_decoder(self._params, maps))
 
     def mask_decoder(self, features: Any, states: jax.Array) -> jax.Array:
+        """States [1, q, d] -> [1, q, s / 4, s / 4]"""
         return jax.block_until_ready(self._masks(self._params, features, states))
-
-    def __call__(self, pixels: jax.Array, states: jax.Array) -> jax.Array:
-        """Pixels [1, s, s, 3], states [1, q, d] -> [1, q, s / 4, s / 4]"""
-        return jax.block_until_ready(self._masks(self._params, self._features(self._params, pixels), states))
 
 
 class Theirs:
-    """The same of PyTorch's modules. Pixels [1, 3, s, s], states [q, d] -> [q, 1, s / 4, s / 4]"""
+    """The same of PyTorch's modules; `swin` has a function for every implementation of attention."""
 
-    def __init__(self, config: SegEarthR2Config, attention: str):
+    def __init__(self, config: SegEarthR2Config):
         torch.manual_seed(0)
-        self.backbone = peer.torch_swin(config.swin, SIZE, attn_implementation=attention)
-        self.decoder = peer.torch_pixel_decoder(config.pixel_decoder)
-        self.masks = peer.torch_mask_decoder(config.mask_decoder)
-        self.seg_projector = torch.nn.Linear(config.phi.hidden_size, config.mask_decoder.hidden_dim)
+        self._backbones = {name: peer.torch_swin(config.swin, SIZE, attn_implementation=name) for name in ("eager", "sdpa")}
+        self._backbones["sdpa"].load_state_dict(self._backbones["eager"].state_dict())
+        self._pixel_decoder = peer.torch_pixel_decoder(config.pixel_decoder)
+        self._mask_decoder = peer.torch_mask_decoder(config.mask_decoder)
+        self._seg_projector = torch.nn.Linear(config.phi.hidden_size, config.mask_decoder.hidden_dim)
 
     def params(self, config: SegEarthR2Config, rest: Params) -> Params:
         """Its weights as the parameters of this package's network, with `rest` for the language side."""
-        weights = self.seg_projector.state_dict()
+        weights = self._seg_projector.state_dict()
         return rest | {
-            "swin": _parameters(peer.swin_rules(config.swin), rest["swin"], peer.pack_qkv(_arrays(self.backbone))),
+            "swin": _parameters(peer.swin_rules(config.swin), rest["swin"], peer.pack_qkv(_arrays(self._backbones["eager"]))),
             "pixel_decoder": _parameters(
-                peer.pixel_decoder_rules(config.pixel_decoder), rest["pixel_decoder"], peer.with_biases(_arrays(self.decoder))
+                peer.pixel_decoder_rules(config.pixel_decoder), rest["pixel_decoder"], peer.with_biases(_arrays(self._pixel_decoder))
             ),
-            "mask_decoder": _parameters(peer.mask_decoder_rules(config.mask_decoder), rest["mask_decoder"], _arrays(self.masks)),
+            "mask_decoder": _parameters(peer.mask_decoder_rules(config.mask_decoder), rest["mask_decoder"], _arrays(self._mask_decoder)),
             "seg_projector": {"kernel": weights["weight"].numpy().T, "bias": weights["bias"].numpy()},
         }
 
-    def compile(self) -> None:
-        self.backbone, self.decoder, self.masks = (torch.compile(m) for m in (self.backbone, self.decoder, self.masks))
+    def as_in_segearth_r2(self) -> None:
+        peer.as_in_segearth_r2(self._pixel_decoder)
 
-    @torch.no_grad()
-    def swin(self, pixels: torch.Tensor) -> Any:
-        return self.backbone(pixels).feature_maps
+    def compile(self) -> None:
+        """Another backbone by `torch.compile`, and the decoders by it."""
+        self._backbones["sdpa, torch.compile"] = torch.compile(self._backbones["sdpa"])
+        self._pixel_decoder, self._mask_decoder = torch.compile(self._pixel_decoder), torch.compile(self._mask_decoder)
+
+    @property
+    def swin(self) -> dict[str, Callable[[torch.Tensor], Any]]:
+        """Pixels [1, 3, s, s] -> four maps, by implementation."""
+        return {name: torch.no_grad()(lambda x, module=module: module(x).feature_maps) for name, module in self._backbones.items()}
 
     @torch.no_grad()
     def pixel_decoder(self, maps: Any) -> Any:
-        return self.decoder(list(maps), output_hidden_states=False, output_attentions=False, return_dict=True)
+        return self._pixel_decoder(list(maps), output_hidden_states=False, output_attentions=False, return_dict=True)
 
     @torch.no_grad()
     def mask_decoder(self, features: Any, states: torch.Tensor) -> torch.Tensor:
-        return peer.decode(self.masks, features.multi_scale_features, features.mask_features, self.seg_projector(states))[-1]
-
-    def __call__(self, pixels: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        return self.mask_decoder(self.pixel_decoder(self.swin(pixels)), states)
+        """States [q, d] -> [q, 1, s / 4, s / 4]"""
+        return peer.decode(self._mask_decoder, features.multi_scale_features, features.mask_features, self._seg_projector(states))[-1]
 
 
 def _arrays(module: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -142,82 +143,65 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     return found
 
 
-def run(rounds: int, parts: bool, compiled: bool) -> dict[str, Any]:
-    """Comparison, then times and ratios."""
+def run(rounds: int, compiled: bool) -> dict[str, Any]:
+    """Comparison, then times of the parts, their sums and ratios."""
     config = configuration()
-    peers = {f"pytorch, {attention}": Theirs(config, attention) for attention in ("eager", "sdpa")}
-    first = peers["pytorch, eager"]
-    peers["pytorch, sdpa"].backbone.load_state_dict(first.backbone.state_dict())
-    for name in ("decoder", "masks", "seg_projector"):
-        setattr(peers["pytorch, sdpa"], name, getattr(first, name))
-    ours = Ours(config, first.params(config, init_params(lambda rngs: SegEarthR2(config, rngs=rngs), 0)))
-    # After the weights were read: the hook changes none.
-    peer.as_in_segearth_r2(first.decoder)
+    theirs = Theirs(config)
+    ours = Ours(config, theirs.params(config, init_params(lambda rngs: SegEarthR2(config, rngs=rngs), 0)))
+    theirs.as_in_segearth_r2()
 
     rng = np.random.default_rng(0)
     pixels = rng.normal(size=(1, SIZE, SIZE, 3)).astype(np.float32)
-    states = rng.normal(size=(1, max(QUERIES), config.phi.hidden_size)).astype(np.float32)
+    states = rng.normal(size=(1, max(MASKS), config.phi.hidden_size)).astype(np.float32)
     torch_pixels, torch_states = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(states[0])
-    jax_pixels = jax.device_put(pixels)
-    jax_states = {q: jax.device_put(states[:, :q]) for q in QUERIES}
+    jax_pixels, jax_states = jax.device_put(pixels), {q: jax.device_put(states[:, :q]) for q in MASKS}
 
     start = time.perf_counter()
-    masks = np.asarray(ours(jax_pixels, jax_states[max(QUERIES)]))
+    maps = ours.swin(jax_pixels)
+    features = ours.pixel_decoder(maps)
+    masks = ours.mask_decoder(features, jax_states[max(MASKS)])
     report: dict[str, Any] = {"compilation and first call, seconds": round(time.perf_counter() - start, 1)}
-    report["compared"] = {name: compare(masks[0], theirs(torch_pixels, torch_states)[:, 0].numpy()) for name, theirs in peers.items()}
+    torch_maps = theirs.swin["eager"](torch_pixels)
+    torch_features = theirs.pixel_decoder(torch_maps)
+    report["compared"] = compare(np.asarray(masks)[0], theirs.mask_decoder(torch_features, torch_states)[:, 0].numpy())
     if compiled:
-        peers["pytorch, sdpa, torch.compile"] = Theirs(config, "sdpa")
-        peers["pytorch, sdpa, torch.compile"].__dict__.update(peers["pytorch, sdpa"].__dict__)
-        peers["pytorch, sdpa, torch.compile"].compile()
-    contenders: dict[str, Callable[[], Any]] = {}
-    for q in QUERIES:
-        contenders[f"ours, {q}"] = lambda q=q: ours(jax_pixels, jax_states[q])
-        for name, theirs in peers.items():
-            contenders[f"{name}, {q}"] = lambda theirs=theirs, q=q: theirs(torch_pixels, torch_states[:q])
+        theirs.compile()
+
+    contenders: dict[str, Callable[[], Any]] = {"Swin-B, ours": lambda: ours.swin(jax_pixels)}
+    contenders |= {f"Swin-B, PyTorch {name}": lambda swin=swin: swin(torch_pixels) for name, swin in theirs.swin.items()}
+    contenders["pixel decoder, ours"] = lambda: ours.pixel_decoder(maps)
+    contenders["pixel decoder, PyTorch"] = lambda: theirs.pixel_decoder(torch_maps)
+    for q in MASKS:
+        contenders[f"mask decoder of {q}, ours"] = lambda q=q: ours.mask_decoder(features, jax_states[q])
+        contenders[f"mask decoder of {q}, PyTorch"] = lambda q=q: theirs.mask_decoder(torch_features, torch_states[:q])
     seconds = in_turns(contenders, rounds)
     medians = {name: found["median"] for name, found in seconds.items()}
-    report["seconds, by masks"] = seconds
-    report["pytorch / ours"] = {
-        f"{name}, {q}": round(medians[f"{name}, {q}"] / medians[f"ours, {q}"], 2) for name in peers for q in QUERIES
-    }
-    report["ours, 8 masks / 1 mask"] = round(medians["ours, 8"] / medians["ours, 1"], 3)
-    if parts:
-        report["parts, seconds"] = _parts(ours, peers["pytorch, sdpa"], jax_pixels, jax_states, torch_pixels, torch_states, rounds)
-    return report
 
+    def whole(q: int, side: str, backbone: str) -> float:
+        return medians[f"Swin-B, {backbone}"] + medians[f"pixel decoder, {side}"] + medians[f"mask decoder of {q}, {side}"]
 
-def _parts(ours: Ours, theirs: Theirs, jax_pixels, jax_states, torch_pixels, torch_states, rounds: int) -> dict[str, Any]:
-    """Each part alone, with what the part before it made."""
-    maps, torch_maps = ours.swin(jax_pixels), theirs.swin(torch_pixels)
-    features, torch_features = ours.pixel_decoder(maps), theirs.pixel_decoder(torch_maps)
-    report = {
-        "Swin-B": in_turns({"ours": lambda: ours.swin(jax_pixels), "pytorch, sdpa": lambda: theirs.swin(torch_pixels)}, rounds),
-        "pixel decoder": in_turns(
-            {"ours": lambda: ours.pixel_decoder(maps), "pytorch, sdpa": lambda: theirs.pixel_decoder(torch_maps)}, rounds
-        ),
+    mine = {q: whole(q, "ours", "ours") for q in MASKS}
+    peers = {f"PyTorch {name}": {q: whole(q, "PyTorch", f"PyTorch {name}") for q in MASKS} for name in theirs.swin}
+    return report | {
+        "parts": seconds,
+        "whole branch, seconds by number of masks": {
+            name: {q: round(found[q], 3) for q in MASKS} for name, found in {"ours": mine, **peers}.items()
+        },
+        "PyTorch / ours, by number of masks": {name: {q: round(found[q] / mine[q], 2) for q in MASKS} for name, found in peers.items()},
+        "ours, 8 masks / 1 mask": round(mine[8] / mine[1], 3),
     }
-    for q in QUERIES:
-        report[f"mask decoder, {q}"] = in_turns(
-            {
-                "ours": lambda q=q: ours.mask_decoder(features, jax_states[q]),
-                "pytorch, sdpa": lambda q=q: theirs.mask_decoder(torch_features, torch_states[:q]),
-            },
-            rounds,
-        )
-    return report
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="calls of each contender that are timed")
-    parser.add_argument("--no-parts", action="store_true", help="leave out the times of the parts")
     parser.add_argument("--compile", action="store_true", help="time torch.compile too; it needs a C++ compiler and some minutes")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
     report = {
-        "sizes": {"image": SIZE, "backbone": "Swin-B, windows of 12", "masks": QUERIES, "dtype": "float32"},
+        "sizes": {"image": SIZE, "backbone": "Swin-B, windows of 12", "masks": MASKS, "dtype": "float32"},
         "machine": machine(("jax", "jaxlib", "flax", "torch", "transformers", "numpy")),
-        **run(args.rounds, not args.no_parts, args.compile),
+        **run(args.rounds, args.compile),
     }
     args.output.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))

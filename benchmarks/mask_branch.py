@@ -164,6 +164,7 @@ def run(rounds: int, compiled: bool) -> dict[str, Any]:
     torch_maps = theirs.swin["eager"](torch_pixels)
     torch_features = theirs.pixel_decoder(torch_maps)
     report["compared"] = compare(np.asarray(masks)[0], theirs.mask_decoder(torch_features, torch_states)[:, 0].numpy())
+    print(report, flush=True)
     if compiled:
         theirs.compile()
 

@@ -24,6 +24,7 @@ def in_turns(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[s
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
+            print(f"{name}: {seconds[name][-1]:.3f} s", flush=True)
     return {name: summary(times) for name, times in seconds.items()}
 
 

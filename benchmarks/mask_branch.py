@@ -31,7 +31,7 @@ from benchmarks.machine import machine
 from benchmarks.timing import in_turns
 from segearth_r2_jax.checkpoints.key_rules import KeyMap, Rule
 from segearth_r2_jax.inference.segment import final_masks
-from segearth_r2_jax.models.binding import Params, abstract_module, bind, init_params, unflatten
+from segearth_r2_jax.models.binding import Params, abstract_module, bind, module_params, unflatten
 from segearth_r2_jax.models.mask_decoder import MaskDecoderConfig
 from segearth_r2_jax.models.pixel_decoder import PixelDecoderConfig
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2, SegEarthR2Config
@@ -147,7 +147,8 @@ def run(rounds: int, compiled: bool) -> dict[str, Any]:
     """Comparison, then times of the parts, their sums and ratios."""
     config = configuration()
     theirs = Theirs(config)
-    ours = Ours(config, theirs.params(config, init_params(lambda rngs: SegEarthR2(config, rngs=rngs), 0)))
+    shapes = module_params(abstract_module(lambda rngs: SegEarthR2(config, rngs=rngs)))
+    ours = Ours(config, theirs.params(config, jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)))
     theirs.as_in_segearth_r2()
 
     rng = np.random.default_rng(0)

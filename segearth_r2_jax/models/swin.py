@@ -80,8 +80,9 @@ class WindowAttention(nnx.Module):
         """x [b, g, t, c] for g windows of t = window² tokens; regions int [g, t]: tokens of different regions do not see each other."""
         b, g, t, c = x.shape
         qkv = self.qkv(x).reshape(b, g, t, 3, self.num_heads, c // self.num_heads)
-        q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
-        logits = jnp.einsum("bgqnd,bgknd->bgnqk", q * (c // self.num_heads) ** -0.5, k).astype(wide(x.dtype))
+        # Heads in front of tokens, here and in the result: otherwise a CPU's compiler transposes the probabilities to suit its product.
+        q, k, v = (qkv[..., i, :, :].swapaxes(2, 3) for i in range(3))
+        logits = jnp.einsum("bgnqd,bgnkd->bgnqk", q * (c // self.num_heads) ** -0.5, k).astype(wide(x.dtype))
         logits = logits + self._bias(t).astype(logits.dtype)
         if regions is not None:
             # The barrier keeps the compiler from working out ten million numbers, and from storing them in the program.
@@ -89,8 +90,11 @@ class WindowAttention(nnx.Module):
             different = places[:, None, :, None] != places[:, None, None, :]
             # Added as in the reference, not set to minus infinity.
             logits = logits + jnp.where(different, -100.0, 0.0).astype(logits.dtype)
-        probabilities = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
-        return self.proj(jnp.einsum("bgnqk,bgknd->bgqnd", probabilities, v).reshape(b, g, t, c))
+        # The softmax is normalised after its product with the values, which has fewer numbers than the probabilities.
+        exponentials = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+        y = jnp.einsum("bgnqk,bgnkd->bgnqd", exponentials.astype(x.dtype), v, preferred_element_type=logits.dtype)
+        y = (y / exponentials.sum(-1, keepdims=True)).astype(x.dtype)
+        return self.proj(y.swapaxes(2, 3).reshape(b, g, t, c))
 
     def _bias(self, t: int) -> jax.Array:
         """[n, t, t]"""

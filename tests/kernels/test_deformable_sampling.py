@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from jax.test_util import check_grads
 
+import segearth_r2_jax.kernels.deformable_sampling.gpu as gpu
 import segearth_r2_jax.kernels.deformable_sampling.reference as reference
 import segearth_r2_jax.kernels.deformable_sampling.tpu as tpu
 from segearth_r2_jax.kernels.deformable_sampling import deformable_sampling
@@ -91,12 +95,25 @@ def test_gradients_are_those_of_finite_differences(d: int, points: int):
         check_grads(sampled, (values, locations, weights), order=1, modes=["rev"], eps=1e-6, atol=1e-7, rtol=1e-7)
 
 
-@pytest.mark.parametrize("form", [tpu], ids=["tpu"])
+def _interpreted_sample(values, shapes, locations, weights):
+    return gpu.sample(values, shapes, locations, weights, interpret=True).reshape(*locations.shape[:2], -1)
+
+
+def _interpreted_gradients(values, shapes, locations, weights, cotangent):
+    cotangent = cotangent.reshape(*locations.shape[:3], -1)
+    return gpu.gradients(values, shapes, locations, weights, cotangent, interpret=True)
+
+
+INTERPRETED_GPU = SimpleNamespace(sample=_interpreted_sample, gradients=_interpreted_gradients)
+
+
+@pytest.mark.parametrize("form", [tpu, INTERPRETED_GPU], ids=["tpu", "gpu"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
 def test_every_form_gives_what_the_reference_gives(form, dtype: str, tolerance: float):
     """Values and all gradients; queries that do not fill the last part, locations outside the maps and exactly on pixels."""
     values, locations, weights = _inputs(q=270, n=4, d=8)
     locations = locations.at[:, :20].set(jnp.round(locations[:, :20] * 10) / 10)
+    locations = locations.at[:, 20].set(1e9).at[:, 21].set(-1e30)
     arguments = values.astype(dtype), SHAPES, locations, weights
     cotangent = jnp.asarray(np.random.default_rng(1).normal(size=(2, 270, 32)), dtype)
     expected = reference.sample(*arguments), *reference.gradients(*arguments, cotangent)
@@ -104,6 +121,39 @@ def test_every_form_gives_what_the_reference_gives(form, dtype: str, tolerance: 
         assert ours.dtype == theirs.dtype
         scale = np.abs(np.asarray(theirs, np.float32)).max()
         np.testing.assert_allclose(np.asarray(ours, np.float32) / scale, np.asarray(theirs, np.float32) / scale, atol=tolerance)
+
+
+def test_the_gpu_kernel_reads_no_pixel_for_a_location_that_is_not_a_number():
+    values, locations, weights = _inputs(d=8)
+    out = _interpreted_sample(values, SHAPES, locations.at[0, 0].set(jnp.nan), weights)
+    np.testing.assert_array_equal(out[0, 0], 0)
+    np.testing.assert_allclose(out[0, 1:], reference.sample(values, SHAPES, locations, weights)[0, 1:], atol=1e-5)
+
+
+def _lowered_for_a_gpu(values, locations, weights) -> str:
+    def forward_and_backward(values, locations, weights):
+        out, pull = jax.vjp(lambda v, x, w: deformable_sampling(v, SHAPES, x, w), values, locations, weights)
+        return out, pull(out)
+
+    # A GPU that need not be there.
+    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+        return jax.jit(forward_and_backward).trace(values, locations, weights).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lowered_for_a_gpu_it_is_one_kernel_forward_and_one_backward_that_adds_atomically(dtype: str):
+    values, locations, weights = _inputs(q=40, d=32)
+    text = _lowered_for_a_gpu(values.astype(dtype), locations, weights)
+    assert text.count("xla.gpu.triton") == 2
+    assert text.count("atomic_rmw") == 1
+    assert "gather" not in text
+
+
+def test_what_the_gpu_kernel_does_not_take_is_gathered():
+    assert "xla.gpu.triton" not in _lowered_for_a_gpu(*_inputs(d=24))
+    with jax.enable_x64(True):
+        assert "xla.gpu.triton" not in _lowered_for_a_gpu(*_inputs(d=32, dtype="float64"))
 
 
 def test_gradients_in_scanned_recomputed_layers_over_mapped_images():

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from segearth_r2_jax.checkpoints.key_rules import KeyMap, Rule, conv, linear, norm, packed_linear
+from segearth_r2_jax.checkpoints.key_rules import KeyMap, Rule
 from segearth_r2_jax.models.binding import abstract_module, bind, module_params, unflatten
 from segearth_r2_jax.models.mask_decoder import MaskDecoder, MaskDecoderConfig
 from segearth_r2_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from segearth_r2_jax.models.swin import Swin, SwinConfig
 
 torch = pytest.importorskip("torch", reason="the comparison needs PyTorch, which is a development dependency only")
+
+from benchmarks import mask_branch_peer as peer  # noqa: E402
 
 TOLERANCE = 2e-5
 
@@ -84,51 +86,13 @@ def _halvings(size: tuple[int, int]) -> list[tuple[int, int]]:
     return sizes
 
 
-def _swin_rules(config: SwinConfig) -> list[Rule]:
-    embeddings, layers = "swin.embeddings", "swin.encoder.layers"
-    rules = [*conv(f"{embeddings}.patch_embeddings.projection", "patch_embed/proj"), *norm(f"{embeddings}.norm", "patch_embed/norm")]
-    table = "relative_position_bias_table"
-    for s, depth in enumerate(config.depths):
-        for i in range(depth):
-            block, path = f"{layers}.{s}.blocks.{i}", f"stages/{s}/blocks/{i}"
-            rules += [
-                *norm(f"{block}.layernorm_before", f"{path}/norm1"),
-                *linear(f"{block}.attention.qkv", f"{path}/attn/qkv"),
-                *linear(f"{block}.attention.o_proj", f"{path}/attn/proj"),
-                Rule(f"{block}.attention.relative_position_bias.{table}", (f"{path}/attn/{table}",)),
-                *norm(f"{block}.layernorm_after", f"{path}/norm2"),
-                *linear(f"{block}.mlp.fc1", f"{path}/mlp/fc1"),
-                *linear(f"{block}.mlp.fc2", f"{path}/mlp/fc2"),
-            ]
-        if s + 1 < len(config.depths):
-            rules += norm(f"{layers}.{s}.downsample.norm", f"stages/{s}/downsample/norm")
-            rules += linear(f"{layers}.{s}.downsample.reduction", f"stages/{s}/downsample/reduction", bias=False)
-        rules += norm(f"hidden_states_norms.stage{s + 1}", f"norms/{s}")
-    return rules
-
-
 @pytest.mark.parametrize("size", SWIN_SIZES)
 @torch.no_grad()
 def test_swin(size: str):
-    from transformers import SwinBackbone
-    from transformers import SwinConfig as TorchSwinConfig
-
     config, image_size = SWIN_SIZES[size]
-    backbone = SwinBackbone(
-        TorchSwinConfig(
-            image_size=max(image_size),
-            embed_dim=config.embed_dim,
-            depths=list(config.depths),
-            num_heads=list(config.num_heads),
-            window_size=config.window,
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        )
-    ).eval()
+    backbone = peer.torch_swin(config, max(image_size))
     tensors = _randomized(backbone)
-    for name in [name for name in tensors if ".attention.q_proj." in name]:
-        packed = [tensors[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
-        tensors[name.replace("q_proj", "qkv")] = np.concatenate(packed)
-    swin = _load(lambda rngs: Swin(config, rngs=rngs), _swin_rules(config), tensors)
+    swin = _load(lambda rngs: Swin(config, rngs=rngs), peer.swin_rules(config), peer.pack_qkv(tensors))
 
     pixels = _random(2, *image_size, 3)
     expected = backbone(_channels_first(pixels)).feature_maps
@@ -136,44 +100,14 @@ def test_swin(size: str):
         _check(ours, theirs)
 
 
-def _pixel_decoder_rules(config: PixelDecoderConfig) -> list[Rule]:
-    layer, n = "encoder.layers.{i}", config.num_layers
-    rules: list[Rule] = [Rule("level_embed", ("level_embed",)), *conv("mask_projection", "mask_features")]
-    for name in ("sampling_offsets", "attention_weights", "value_proj", "output_proj"):
-        rules += linear(f"{layer}.self_attn.{name}", f"layers/self_attn/{name}", repeat=n)
-    for theirs, ours in (("self_attn_layer_norm", "norm1"), ("final_layer_norm", "norm2")):
-        rules += norm(f"{layer}.{theirs}", f"layers/{ours}", repeat=n)
-    for theirs, ours in (("fc1", "linear1"), ("fc2", "linear2")):
-        rules += linear(f"{layer}.{theirs}", f"layers/{ours}", repeat=n)
-    pairs = [(f"input_projections.{i}", f"input_proj/{i}") for i in range(3)]
-    for theirs, ours in (*pairs, ("adapter_1", "lateral"), ("layer_1", "output")):
-        rules += [*conv(f"{theirs}.0", f"{ours}/conv"), *norm(f"{theirs}.1", f"{ours}/norm")]
-    return rules
-
-
 @pytest.mark.parametrize("size", PIXEL_DECODER_SIZES)
 @torch.no_grad()
 def test_pixel_decoder(size: str):
-    from transformers import Mask2FormerConfig
-    from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoder
-
     config, finest = PIXEL_DECODER_SIZES[size]
-    torch_config = Mask2FormerConfig(
-        feature_size=config.conv_dim,
-        mask_feature_size=config.mask_dim,
-        encoder_feedforward_dim=config.ffn_dim,
-        encoder_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-    )
-    decoder = Mask2FormerPixelDecoder(torch_config, list(config.in_channels)).eval()
-    # Transformers leaves this parameter's memory as it finds it.
-    torch.nn.init.normal_(decoder.level_embed)
-    tensors = _randomized(decoder)
-    # Two of Mask2Former's convolutions have no bias, and its lateral one has no ReLU.
-    for name in ("adapter_1.0.bias", "layer_1.0.bias"):
-        tensors[name] = np.zeros(config.conv_dim, np.float32)
-    decoder.adapter_1.register_forward_hook(lambda module, inputs, output: output.relu())
-    ours = _load(lambda rngs: PixelDecoder(config, rngs=rngs), _pixel_decoder_rules(config), tensors)
+    decoder = peer.torch_pixel_decoder(config)
+    tensors = peer.with_biases(_randomized(decoder))
+    peer.as_in_segearth_r2(decoder)
+    ours = _load(lambda rngs: PixelDecoder(config, rngs=rngs), peer.pixel_decoder_rules(config), tensors)
 
     sizes = _halvings(finest)
     features = [_random(2, *size, channels) for size, channels in zip(sizes, config.in_channels, strict=True)]
@@ -184,46 +118,14 @@ def test_pixel_decoder(size: str):
         _check(feature_map, theirs)
 
 
-def _mask_decoder_rules(config: MaskDecoderConfig) -> list[Rule]:
-    rules: list[Rule] = [Rule("level_embed.weight", ("level_embed",)), *norm("decoder.layernorm", "decoder_norm")]
-    for i in range(3):
-        rules += linear(f"decoder.mask_predictor.mask_embedder.{i}.0", f"mask_embed/{i}")
-    for i in range(config.num_layers):
-        layer, path = f"decoder.layers.{i}", f"layers/{i}"
-        projections = [f"{path}/cross_attention/{name}" for name in ("q_proj", "k_proj", "v_proj")]
-        rules += [
-            *packed_linear(f"{layer}.cross_attn.in_proj", projections),
-            *linear(f"{layer}.cross_attn.out_proj", f"{path}/cross_attention/out_proj"),
-            *norm(f"{layer}.cross_attn_layer_norm", f"{path}/cross_attention_norm"),
-            *linear(f"{layer}.self_attn.v_proj", f"{path}/self_attention/v_proj"),
-            *linear(f"{layer}.self_attn.out_proj", f"{path}/self_attention/out_proj"),
-            *norm(f"{layer}.self_attn_layer_norm", f"{path}/self_attention_norm"),
-            *linear(f"{layer}.fc1", f"{path}/ffn/linear1"),
-            *linear(f"{layer}.fc2", f"{path}/ffn/linear2"),
-            *norm(f"{layer}.final_layer_norm", f"{path}/ffn_norm"),
-        ]
-    return rules
-
-
 @pytest.mark.parametrize("size", MASK_DECODER_SIZES)
 @torch.no_grad()
 def test_mask_decoder(size: str):
     """All queries of an image at once here; there one after the other, each alone and without a query position."""
-    from transformers import Mask2FormerConfig
-    from transformers.models.mask2former.modeling_mask2former import Mask2FormerTransformerModule
-
     config, finest = MASK_DECODER_SIZES[size]
-    torch_config = Mask2FormerConfig(
-        hidden_dim=config.hidden_dim,
-        mask_feature_size=config.mask_dim,
-        dim_feedforward=config.ffn_dim,
-        decoder_layers=config.num_layers + 1,
-        num_attention_heads=config.num_heads,
-        num_queries=1,
-    )
-    decoder = Mask2FormerTransformerModule(config.hidden_dim, torch_config).eval()
+    decoder = peer.torch_mask_decoder(config)
     tensors = _randomized(decoder)
-    ours = _load(lambda rngs: MaskDecoder(config, rngs=rngs), _mask_decoder_rules(config), tensors)
+    ours = _load(lambda rngs: MaskDecoder(config, rngs=rngs), peer.mask_decoder_rules(config), tensors)
 
     sizes = _halvings(finest)
     multi_scale = tuple(_random(2, *size, config.hidden_dim) for size in reversed(sizes[1:]))
@@ -232,11 +134,10 @@ def test_mask_decoder(size: str):
     predictions = np.asarray(jax.jit(lambda m, *x: m(*x))(ours, multi_scale, mask_features, queries))
     assert predictions.shape == (config.num_layers + 1, 2, NUM_QUERIES, *finest)
 
-    decoder.queries_embedder.weight.zero_()
     for image in range(2):
         maps = [_channels_first(x[image : image + 1]) for x in multi_scale]
+        features = _channels_first(mask_features[image : image + 1])
         for query in range(NUM_QUERIES):
-            decoder.queries_features.weight.copy_(torch.from_numpy(queries[image, query : query + 1]))
-            expected = decoder(maps, _channels_first(mask_features[image : image + 1])).masks_queries_logits
+            expected = peer.decode(decoder, maps, features, torch.from_numpy(queries[image, query : query + 1]))
             for ours_i, theirs_i in zip(predictions[:, image, query], expected, strict=True):
                 _check(jnp.asarray(ours_i)[None, ..., None], theirs_i)

@@ -7,6 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from segearth_r2_jax.kernels.deformable_sampling import deformable_sampling
+from segearth_r2_jax.placement import placed
+from segearth_r2_jax.sharding.rules import placement
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Batch rows over data and fsdp where these divide them, heads over tensor; `y` is the same for all heads.
@@ -42,3 +51,24 @@ def test_each_device_runs_a_kernel_on_its_own_part():
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
+
+
+def test_on_gpus_each_device_samples_its_own_images_and_heads():
+    """Eight images and four heads on eight GPUs that need not be there: the kernel's arrays are those of one device."""
+    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    mesh = AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, abstract_device=device)
+
+    def forward_and_backward(values, locations, weights):
+        with placed(placement(mesh)):
+            out, pull = jax.vjp(lambda v, x, w: deformable_sampling(v, ((2, 4),), x, w), values, locations, weights)
+            return out, pull(out)
+
+    rows = NamedSharding(mesh, P(("data", "fsdp")))
+    arrays = [jax.ShapeDtypeStruct((8, 8, 4, *rest), jnp.float32, sharding=rows) for rest in ((16,), (1, 2, 2), (1, 2))]
+    with jax.sharding.use_abstract_mesh(mesh):
+        text = jax.jit(forward_and_backward).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+    calls = [line for line in text.splitlines() if "xla.gpu.triton" in line]
+    assert len(calls) == 2
+    for call in calls:
+        assert "tensor<2x8x2x16xf32>" in call
+        assert "tensor<8x" not in call

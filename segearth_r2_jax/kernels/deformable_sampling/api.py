@@ -9,10 +9,14 @@ import functools
 
 import jax
 
+import segearth_r2_jax.kernels.deformable_sampling.gpu as gpu
 import segearth_r2_jax.kernels.deformable_sampling.reference as reference
 import segearth_r2_jax.kernels.deformable_sampling.tpu as tpu
+from segearth_r2_jax.placement import per_device
 
 Shapes = tuple[tuple[int, int], ...]
+# What the dimensions of values, locations, weights and the result [b, q, n, d] are called where devices share the work.
+_VALUES, _LOCATIONS, _WEIGHTS = (("batch", None, "heads", *[None] * more) for more in (1, 3, 2))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -40,6 +44,7 @@ def deformable_sampling(values: jax.Array, shapes: Shapes, locations: jax.Array,
         locations,
         weights,
         tpu=lambda v, x, w: tpu.sample(v, shapes, x, w),
+        cuda=lambda v, x, w: _gpu_sample(v, shapes, x, w),
         default=lambda v, x, w: reference.sample(v, shapes, x, w),
     )
 
@@ -53,8 +58,27 @@ def _backward(shapes: Shapes, residuals: tuple[jax.Array, ...], cotangent: jax.A
         *residuals,
         cotangent,
         tpu=lambda v, x, w, c: tpu.gradients(v, shapes, x, w, c),
+        cuda=lambda v, x, w, c: _gpu_gradients(v, shapes, x, w, c),
         default=lambda v, x, w, c: reference.gradients(v, shapes, x, w, c),
     )
 
 
 deformable_sampling.defvjp(_forward, _backward)
+
+
+def _gpu_sample(values: jax.Array, shapes: Shapes, locations: jax.Array, weights: jax.Array) -> jax.Array:
+    """By the kernel where it takes the arrays; XLA cannot divide it, so that every device runs it on its own images and heads."""
+    if not gpu.fits(values, locations):
+        return reference.sample(values, shapes, locations, weights)
+    sample = per_device(lambda v, x, w: gpu.sample(v, shapes, x, w), (_VALUES, _LOCATIONS, _WEIGHTS), _VALUES)
+    return sample(values, locations, weights).reshape(*locations.shape[:2], -1)
+
+
+def _gpu_gradients(
+    values: jax.Array, shapes: Shapes, locations: jax.Array, weights: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    if not gpu.fits(values, locations):
+        return reference.gradients(values, shapes, locations, weights, cotangent)
+    names = _VALUES, _LOCATIONS, _WEIGHTS
+    gradients = per_device(lambda v, x, w, c: gpu.gradients(v, shapes, x, w, c), (*names, _VALUES), names)
+    return gradients(values, locations, weights, cotangent.reshape(*locations.shape[:3], -1))

@@ -129,13 +129,14 @@ def one_by_one(segmenter):
 
 def test_instructions_that_share_an_image_are_answered_as_if_they_did_not(segmenter, one_by_one):
     texts = set()
-    for name in ("wide", "tall"):
+    for name in ("wide", "flat", "tall"):
         encoded = segmenter.encode(IMAGES[name])
         together = segmenter.segment_batch([encoded] * len(INSTRUCTIONS), INSTRUCTIONS, max_new_tokens=NEW_TOKENS)
         for instruction, answer in zip(INSTRUCTIONS, together, strict=True):
             ids, states = one_by_one(IMAGES[name], instruction)
             assert answer.answer == segmenter.tokenizer.decode(ids).strip()
-            generation = SimpleNamespace(seg_counts=np.array([len(states)]), seg_states=np.stack(states)[None])
+            shape = (1, len(states), segmenter.config.phi.hidden_size)
+            generation = SimpleNamespace(seg_counts=np.array([len(states)]), seg_states=np.reshape(states, shape))
             (logits,) = segmenter._frame_logits([encoded.features], generation)
             np.testing.assert_allclose(answer.frame_logits, logits, atol=1e-3)
             np.testing.assert_array_equal(answer.frame_logits > 0, logits > 0)

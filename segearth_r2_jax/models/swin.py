@@ -76,7 +76,7 @@ class WindowAttention(nnx.Module):
         self.proj = Linear(channels, channels, axes=("heads", "embed"), kernel_init=_WEIGHT_INIT, rngs=rngs)
         self.relative_position_bias_table = parameter(_WEIGHT_INIT, ((2 * window - 1) ** 2, num_heads), (None, None), rngs)
 
-    def __call__(self, x: jax.Array, regions: np.ndarray | None) -> jax.Array:
+    def __call__(self, x: jax.Array, regions: jax.Array) -> jax.Array:
         """x [b, g, t, c] for g windows of t = window² tokens; regions int [g, t]: tokens of different regions do not see each other."""
         b, g, t, c = x.shape
         qkv = self.qkv(x).reshape(b, g, t, 3, self.num_heads, c // self.num_heads)
@@ -84,12 +84,9 @@ class WindowAttention(nnx.Module):
         q, k, v = (qkv[..., i, :, :].swapaxes(2, 3) for i in range(3))
         logits = jnp.einsum("bgnqd,bgnkd->bgnqk", q * (c // self.num_heads) ** -0.5, k).astype(wide(x.dtype))
         logits = logits + self._bias(t).astype(logits.dtype)
-        if regions is not None:
-            # The barrier keeps the compiler from working out ten million numbers, and from storing them in the program.
-            places = jax.lax.optimization_barrier(jnp.asarray(regions))
-            different = places[:, None, :, None] != places[:, None, None, :]
-            # Added as in the reference, not set to minus infinity.
-            logits = logits + jnp.where(different, -100.0, 0.0).astype(logits.dtype)
+        different = regions[:, None, :, None] != regions[:, None, None, :]
+        # Added as in the reference, not set to minus infinity.
+        logits = logits + jnp.where(different, -100.0, 0.0).astype(logits.dtype)
         # The softmax is normalised after its product with the values, which has fewer numbers than the probabilities.
         exponentials = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         y = jnp.einsum("bgnqk,bgnkd->bgnqd", exponentials.astype(x.dtype), v, preferred_element_type=logits.dtype)
@@ -116,37 +113,35 @@ class Mlp(nnx.Module):
 class SwinBlock(nnx.Module):
     """Window attention (its windows shifted by half a window in every second block) and an MLP, both pre-norm."""
 
-    def __init__(self, config: SwinConfig, stage: int, *, shift: int, rngs: nnx.Rngs):
+    def __init__(self, config: SwinConfig, stage: int, *, rngs: nnx.Rngs):
         channels = config.channels[stage]
         self.window = config.window
-        self.shift = shift
         self.norm1 = LayerNorm(channels, rngs=rngs)
         self.attn = WindowAttention(channels, config.num_heads[stage], config.window, rngs=rngs)
         self.norm2 = LayerNorm(channels, rngs=rngs)
         self.mlp = Mlp(channels, config.mlp_ratio * channels, rngs=rngs)
 
-    def __call__(self, x: jax.Array, drop_path: jax.Array | float = 0.0, rng: jax.Array | None = None) -> jax.Array:
-        """x [b, h, w, c] -> [b, h, w, c]; each branch is dropped with probability `drop_path` if `rng` is given."""
+    def __call__(self, x: jax.Array, shift: jax.Array | int, drop_path: jax.Array | float = 0.0, rng: jax.Array | None = None) -> jax.Array:
+        """x [b, h, w, c] -> [b, h, w, c]; shift: of the windows in pixels, 0 or half a window; each branch is dropped with probability
+        `drop_path` if `rng` is given.
+        """
         rng_attention, rng_mlp = split_or_none(rng, 2)
-        x = x + stochastic_depth(self._attend(self.norm1(x)), drop_path, rng_attention)
+        x = x + stochastic_depth(self._attend(self.norm1(x), shift), drop_path, rng_attention)
         return x + stochastic_depth(self.mlp(self.norm2(x)), drop_path, rng_mlp)
 
-    def _attend(self, x: jax.Array) -> jax.Array:
+    def _attend(self, x: jax.Array, shift: jax.Array | int) -> jax.Array:
         b, h, w, c = x.shape
-        size, shift = self.window, self.shift
+        size = self.window
         # The padding comes after the normalisation and is attended to like any other token: the reference masks it nowhere.
         x = jnp.pad(x, ((0, 0), (0, -h % size), (0, -w % size), (0, 0)))
         rows, columns = x.shape[1] // size, x.shape[2] // size
-        regions = None
-        if shift:
-            x = jnp.roll(x, (-shift, -shift), (1, 2))
-            regions = _shift_regions(rows * size, columns * size, size, shift)
+        x = jnp.roll(x, (-shift, -shift), (1, 2))
+        # Two blocks differ by the shift only, so that one is compiled for all of a stage. It is what a compiler spends its time on.
+        regions = jnp.where(shift > 0, _shift_regions(rows * size, columns * size, size, size // 2), 0)
         x = x.reshape(b, rows, size, columns, size, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * columns, size * size, c)
         x = self.attn(x, regions)
         x = x.reshape(b, rows, columns, size, size, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * size, columns * size, c)
-        if shift:
-            x = jnp.roll(x, (shift, shift), (1, 2))
-        return x[:, :h, :w]
+        return jnp.roll(x, (shift, shift), (1, 2))[:, :h, :w]
 
 
 class PatchMerging(nnx.Module):
@@ -182,18 +177,19 @@ class Stage(nnx.Module):
 
     def __init__(self, config: SwinConfig, stage: int, *, rngs: nnx.Rngs):
         self.remat = config.remat
-        shifts = (0, config.window // 2)
-        self.blocks = nnx.List([SwinBlock(config, stage, shift=shifts[i % 2], rngs=rngs) for i in range(config.depths[stage])])
+        self.shift = config.window // 2
+        self.blocks = nnx.List([SwinBlock(config, stage, rngs=rngs) for _ in range(config.depths[stage])])
         if stage + 1 < len(config.depths):
             self.downsample = PatchMerging(config.channels[stage], rngs=rngs)
 
     def __call__(self, x: jax.Array, drop_paths: jax.Array, rngs: jax.Array | None) -> jax.Array:
         """x [b, h, w, c] through the blocks; drop_paths [blocks], rngs [blocks] or None."""
 
-        def body(x: jax.Array, block: nnx.Module, _: int, drop: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, None]:
-            return block(x, *drop), None
+        def body(x: jax.Array, block: nnx.Module, _: int, own: tuple[jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, None]:
+            return block(x, *own), None
 
-        return scan_periods(self.blocks, 2, body, x, (drop_paths, rngs), remat=self.remat)[0]
+        shifts = self.shift * (jnp.arange(len(self.blocks)) % 2)
+        return scan_periods(self.blocks, 1, body, x, (shifts, drop_paths, rngs), remat=self.remat)[0]
 
 
 class Swin(nnx.Module):

@@ -27,7 +27,7 @@ import torch
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.machine import machine
-from benchmarks.timing import in_turns
+from benchmarks.timing import in_turns, summary
 from segearth_r2_jax.ahead_of_time.hlo_text import Program
 from segearth_r2_jax.ahead_of_time.memory_traffic import memory_traffic
 from segearth_r2_jax.ahead_of_time.topology import tpu_devices
@@ -123,7 +123,7 @@ def on_the_processor(rounds: int) -> dict[str, Any]:
     }
     report: dict[str, Any] = {"differences, in relation to the largest value": differences}
     for name, contenders in passes.items():
-        seconds = in_turns(contenders, rounds)
+        seconds = {name: summary(times) for name, times in in_turns(contenders, rounds).items()}
         speed = round(seconds["pytorch"]["median"] / seconds["ours"]["median"], 2)
         report[name] = {"seconds": seconds, "pytorch / ours": speed}
     return report

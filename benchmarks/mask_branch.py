@@ -28,7 +28,7 @@ import torch
 
 from benchmarks import mask_branch_peer as peer
 from benchmarks.machine import machine
-from benchmarks.timing import in_turns
+from benchmarks.timing import in_turns, summary
 from segearth_r2_jax.checkpoints.key_rules import KeyMap, Rule
 from segearth_r2_jax.inference.segment import final_masks
 from segearth_r2_jax.models.binding import Params, abstract_module, bind, module_params, unflatten
@@ -176,7 +176,7 @@ def run(rounds: int, compiled: bool) -> dict[str, Any]:
     for q in MASKS:
         contenders[f"mask decoder of {q}, ours"] = lambda q=q: ours.mask_decoder(features, jax_states[q])
         contenders[f"mask decoder of {q}, PyTorch"] = lambda q=q: theirs.mask_decoder(torch_features, torch_states[:q])
-    seconds = in_turns(contenders, rounds)
+    seconds = {name: summary(times) for name, times in in_turns(contenders, rounds).items()}
     medians = {name: found["median"] for name, found in seconds.items()}
 
     def whole(q: int, side: str, backbone: str) -> float:

@@ -28,6 +28,7 @@ from PIL import Image
 from benchmarks.curves import Curve, fitted, write_picture
 from benchmarks.machine import machine
 from benchmarks.random_network import TEMPLATE, by_masks, random_parameters
+from benchmarks.timing import in_turns, summary
 from benchmarks.torch_peer import TorchPeer
 from data_pipeline.grammar.tokenizer import TINY_TOKENIZER
 from segearth_r2_jax.checkpoints.manager import save_base, write_config
@@ -41,24 +42,6 @@ INSTRUCTION = "Segment the largest lake, the leftmost roof and the river."
 # One interactive prediction: words and three masks.
 NEW_TOKENS, MASKS = 24, 3
 SIZE = (512, 512)
-
-
-def spread(seconds: list[float]) -> dict[str, Any]:
-    """Median and quartiles in milliseconds."""
-    low, median, high = np.percentile(seconds, (25, 50, 75)) * 1000
-    return {"median_ms": round(median, 3), "quartiles_ms": [round(low, 3), round(high, 3)], "runs": len(seconds)}
-
-
-def in_turns(work: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each function, `rounds` times one after the other, so that what disturbs the machine disturbs all; one round before."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for number in range(rounds + 1):
-        for name, function in work.items():
-            started = time.perf_counter()
-            function()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
 
 
 class Bench:
@@ -118,7 +101,7 @@ def against_torch(bench: Bench, rounds: int) -> dict[str, Any]:
         "new_tokens": NEW_TOKENS,
         "masks": len(ours.targets),
         "smallest_iou": min(overlaps),
-        **{name: spread(times) for name, times in seconds.items()},
+        **{name: summary(times) for name, times in seconds.items()},
         "predictions_per_second": {name: round(1 / statistics.median(seconds[name]), 2) for name in ("ours", fastest)},
         "times_torch": {
             "peer": fastest,
@@ -141,7 +124,7 @@ def several_instructions(bench: Bench, rounds: int) -> dict[str, Any]:
             bench.segmenter.segment(bench.image, instruction, max_new_tokens=NEW_TOKENS)
 
     seconds = in_turns({"together": together, "one_by_one": apart}, rounds)
-    return {"instructions": len(instructions), **{name: spread(times) for name, times in seconds.items()}}
+    return {"instructions": len(instructions), **{name: summary(times) for name, times in seconds.items()}}
 
 
 def several_images(bench: Bench, rounds: int) -> dict[str, Any]:
@@ -152,7 +135,7 @@ def several_images(bench: Bench, rounds: int) -> dict[str, Any]:
             bench.segmenter.segment_batch([bench.image] * size, [INSTRUCTION] * size, max_new_tokens=NEW_TOKENS)
 
     seconds = in_turns({f"batch_size_{size}": lambda size=size: answered(size) for size in (1, 2, 4, 8)}, rounds)
-    return {"images": 8, **{name: spread(times) for name, times in seconds.items()}}
+    return {"images": 8, **{name: summary(times) for name, times in seconds.items()}}
 
 
 def growth(bench: Bench, rounds: int) -> tuple[list[Curve], dict[str, Any]]:

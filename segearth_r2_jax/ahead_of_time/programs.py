@@ -25,7 +25,7 @@ from segearth_r2_jax.training.step import compile_train_step
 
 # What `predict` uses where nothing else is asked for: the longest answer, and the compute dtype of an accelerator.
 ANSWER_TOKENS = 128
-# The words before the image in the template that is trained with, as Phi's tokenizer counts them.
+# Room for the template's words before the image; about 35 in the training template, more in the other.
 TEMPLATE_TOKENS = 48
 INFERENCE_DTYPE = "bfloat16"
 

@@ -97,7 +97,7 @@ INSTRUCTIONS = ("find the roof", "the river", "what is that, and where does the 
 def one_by_one(segmenter):
     """(image, instruction) -> ids, and states of [SEG]: every token by a pass over the whole sequence so far, no cache and no prefix."""
     abstract = abstract_module(lambda rngs: SegEarthR2(segmenter.config, rngs=rngs))
-    room = 352
+    room = 448
 
     @jax.jit
     def start(params, squashed, token_ids, image_start):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ def test_four_processes_compute_together(tmp_path: Path):
     package.mkdir(parents=True)
     for folder in (package.parent, package):
         (folder / "__init__.py").touch()
+    shutil.copy(LAUNCH.parent / "segearth_r2_jax" / "cli" / "compilation_cache.py", package)
     (package / "main.py").write_text(VERB)
     command = [sys.executable, str(LAUNCH / "local_processes.py"), "-n", "4", "--cpu-devices", "2", "train", "--config=c.py"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}

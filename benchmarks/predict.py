@@ -174,7 +174,7 @@ def growth(bench: Bench, rounds: int) -> tuple[list[Curve], dict[str, Any]]:
         text = "lake " * words
         length = len(bench.tokenizer.encode(text))
         work[length] = lambda text=text: bench.segmenter.segment(encoded, text, max_new_tokens=NEW_TOKENS)
-    curve("tokens of the instruction (image encoded before)", "tokens", work)
+    curve("instruction, image encoded before", "tokens", work)
     compilations["instruction_lengths"] = [b - a for a, b in zip(before, bench.compiled(), strict=True)]
     return curves, compilations
 

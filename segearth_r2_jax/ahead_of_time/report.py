@@ -144,7 +144,8 @@ def _compiled_text(compiled: jax.stages.Compiled, folder: Path) -> str:
     """The compiled program: as JAX gives it or, where it cannot, what the compiler wrote down in `folder`. Programs in which a SparseCore
     scatters beside the TensorCore (v5p, v6e) cannot be read back into a module, which JAX needs for the text."""
     try:
-        return compiled.as_text()
+        with quiet_stderr():
+            return compiled.as_text()
     except jax.errors.JaxRuntimeError:
         return max(folder.glob("*.after_optimizations.txt"), key=lambda path: path.stat().st_size).read_text()
 

@@ -121,23 +121,26 @@ class SwinBlock(nnx.Module):
         self.norm2 = LayerNorm(channels, rngs=rngs)
         self.mlp = Mlp(channels, config.mlp_ratio * channels, rngs=rngs)
 
-    def __call__(self, x: jax.Array, shift: jax.Array | int, drop_path: jax.Array | float = 0.0, rng: jax.Array | None = None) -> jax.Array:
-        """x [b, h, w, c] -> [b, h, w, c]; shift: of the windows in pixels, 0 or half a window; each branch is dropped with probability
-        `drop_path` if `rng` is given.
+    def __call__(
+        self, x: jax.Array, shifted: jax.Array | bool, drop_path: jax.Array | float = 0.0, rng: jax.Array | None = None
+    ) -> jax.Array:
+        """x [b, h, w, c] -> [b, h, w, c]; shifted: are the windows, by half a window; each branch is dropped with probability `drop_path`
+        if `rng` is given.
         """
         rng_attention, rng_mlp = split_or_none(rng, 2)
-        x = x + stochastic_depth(self._attend(self.norm1(x), shift), drop_path, rng_attention)
+        x = x + stochastic_depth(self._attend(self.norm1(x), shifted), drop_path, rng_attention)
         return x + stochastic_depth(self.mlp(self.norm2(x)), drop_path, rng_mlp)
 
-    def _attend(self, x: jax.Array, shift: jax.Array | int) -> jax.Array:
+    def _attend(self, x: jax.Array, shifted: jax.Array | bool) -> jax.Array:
         b, h, w, c = x.shape
-        size = self.window
+        size, half = self.window, self.window // 2
         # The padding comes after the normalisation and is attended to like any other token: the reference masks it nowhere.
         x = jnp.pad(x, ((0, 0), (0, -h % size), (0, -w % size), (0, 0)))
         rows, columns = x.shape[1] // size, x.shape[2] // size
-        x = jnp.roll(x, (-shift, -shift), (1, 2))
         # Two blocks differ by the shift only, so that one is compiled for all of a stage. It is what a compiler spends its time on.
-        regions = jnp.where(shift > 0, _shift_regions(rows * size, columns * size, size, size // 2), 0)
+        shift = jnp.where(shifted, half, 0)
+        x = jnp.roll(x, (-shift, -shift), (1, 2))
+        regions = jnp.where(shifted, _shift_regions(rows * size, columns * size, size, half), 0)
         x = x.reshape(b, rows, size, columns, size, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * columns, size * size, c)
         x = self.attn(x, regions)
         x = x.reshape(b, rows, columns, size, size, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * size, columns * size, c)
@@ -177,7 +180,6 @@ class Stage(nnx.Module):
 
     def __init__(self, config: SwinConfig, stage: int, *, rngs: nnx.Rngs):
         self.remat = config.remat
-        self.shift = config.window // 2
         self.blocks = nnx.List([SwinBlock(config, stage, rngs=rngs) for _ in range(config.depths[stage])])
         if stage + 1 < len(config.depths):
             self.downsample = PatchMerging(config.channels[stage], rngs=rngs)
@@ -188,8 +190,8 @@ class Stage(nnx.Module):
         def body(x: jax.Array, block: nnx.Module, _: int, own: tuple[jax.Array, jax.Array, jax.Array | None]) -> tuple[jax.Array, None]:
             return block(x, *own), None
 
-        shifts = self.shift * (jnp.arange(len(self.blocks)) % 2)
-        return scan_periods(self.blocks, 1, body, x, (shifts, drop_paths, rngs), remat=self.remat)[0]
+        shifted = jnp.arange(len(self.blocks)) % 2 == 1
+        return scan_periods(self.blocks, 1, body, x, (shifted, drop_paths, rngs), remat=self.remat)[0]
 
 
 class Swin(nnx.Module):

@@ -11,15 +11,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from segearth_r2_jax.checkpoints.chunk_files import LARGE_BYTES
 from segearth_r2_jax.checkpoints.lazy_leaf import LazyLeaf
-from segearth_r2_jax.checkpoints.leaf_handler import CHUNK_BYTES, FILE_BYTES, LazyLeafHandler
+from segearth_r2_jax.checkpoints.leaf_handler import CHUNK_BYTES, LazyLeafHandler
 from segearth_r2_jax.checkpoints.sealed_folder import TEMPORARY, is_whole, seal, wait_for_all
 from segearth_r2_jax.errors import UserError
 from segearth_r2_jax.models.binding import flatten, unflatten
 
+# Of a file of the disk in a tree that is stored with OCDBT: what waits to be written to one is in memory.
+FILE_BYTES = 256 << 20
+
 
 def save_tree(path: epath.Path, tree: Mapping[str, Any], written: Callable[[int], None] | None = None) -> None:
-    """Write a nested dict of arrays, once and whole. Leaves may be `LazyLeaf`s, which are read while they are written.
+    """Write a nested dict of arrays, once and whole. Leaves may be `LazyLeaf`s, which are read while they are written; the folder is then
+    on a local disk.
 
     written: is told the bytes of every chunk of a lazy leaf that has been written.
 
@@ -34,13 +39,20 @@ def save_tree(path: epath.Path, tree: Mapping[str, Any], written: Callable[[int]
             if stale.exists():
                 stale.rmtree()
     wait_for_all(f"{path.name} may be written")
-    options = ocp.AsyncOptions(post_finalization_callback=lambda: seal(path))
-    checkpointer = ocp.AsyncCheckpointer(_handler(written), async_options=options)
-    chunks = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
+    lazy = LazyLeafHandler(written)
+    options = ocp.AsyncOptions(post_finalization_callback=lambda: seal(path, lazy.sums))
+    checkpointer = ocp.AsyncCheckpointer(_handler(tree, lazy), async_options=options)
+    chunks = jax.tree.map(_chunks, tree)
     try:
         checkpointer.save(path, args=ocp.args.PyTreeSave(tree, save_args=chunks, ocdbt_target_data_file_size=FILE_BYTES))
     finally:
         checkpointer.close()
+
+
+def _chunks(leaf: Any) -> ocp.SaveArgs:
+    """A stack of large layers is divided into them, since that is how their sources and targets hold them; anything else as Orbax likes."""
+    stacked = isinstance(leaf, LazyLeaf) and leaf.stacked and leaf.nbytes >= leaf.shape[0] * LARGE_BYTES
+    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stacked else ())
 
 
 def tree_shapes(path: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
@@ -73,14 +85,15 @@ def load_tree(path: epath.Path, wanted: Mapping[str, Any], dtype: jax.typing.DTy
     return flatten(restored)
 
 
-def _handler(written: Callable[[int], None] | None = None) -> ocp.PyTreeCheckpointHandler:
+def _handler(tree: Mapping[str, Any], lazy: LazyLeafHandler) -> ocp.PyTreeCheckpointHandler:
     # Not compressed: the bits of trained weights are close to random, and zstd is slower than a disk.
     arrays = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, ocp.type_handlers.NumpyHandler()),
         (jax.Array, ocp.type_handlers.ArrayHandler()),
-        (LazyLeaf, LazyLeafHandler(written)),
+        (LazyLeaf, lazy),
     )
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=arrays, use_compression=False)
+    is_lazy = any(isinstance(leaf, LazyLeaf) for leaf in jax.tree.leaves(tree))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=arrays, use_compression=False, use_ocdbt=not is_lazy)
 
 
 def _checkpointer() -> ocp.Checkpointer:

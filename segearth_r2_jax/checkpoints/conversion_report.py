@@ -9,12 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import google_crc32c
 import jax.numpy as jnp
-import numpy as np
 
 from segearth_r2_jax.checkpoints.key_rules import KeyMap
-from segearth_r2_jax.checkpoints.torch_files.safetensors_writer import contiguous_chunks
 
 # Of an array at a time, little enough to stay in a processor's cache.
 _CHECKSUM_BYTES = 1 << 20
@@ -109,18 +106,6 @@ def make_report(kind: str, keys: KeyMap, entries: Iterable[Entry], template: str
         template=template,
         entries=entries,
     )
-
-
-def checksum(values: np.ndarray, before: int = 0) -> int:
-    """The CRC-32C of an array's bytes in C order, going on from that of what came `before`."""
-    room = np.empty(_CHECKSUM_BYTES, np.uint8)
-    for chunk in contiguous_chunks(values):
-        for start in range(0, len(chunk), len(room)):
-            # Python's lock is held while a checksum is computed, but not during a copy: whoever waits for the disk holds up nobody else.
-            part = room[: len(chunk) - start]
-            np.copyto(part, chunk[start : start + len(part)])
-            before = google_crc32c.extend(before, part)
-    return before
 
 
 def where_it_goes(keys: KeyMap, key: str) -> tuple[str, ...]:

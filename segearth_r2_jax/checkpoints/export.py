@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from etils import epath
 
 from segearth_r2_jax.checkpoints import manager
 from segearth_r2_jax.checkpoints.array_trees import tree_shapes
-from segearth_r2_jax.checkpoints.conversion_report import Entry, Report, checksum, make_report
+from segearth_r2_jax.checkpoints.checksums import array_checksum
+from segearth_r2_jax.checkpoints.chunk_files import FileLeaf
+from segearth_r2_jax.checkpoints.conversion_report import Entry, Report, make_report
 from segearth_r2_jax.checkpoints.json_files import write_json
 from segearth_r2_jax.checkpoints.key_rules import KeyMap, Part, Rule, Unused, check_tree
 from segearth_r2_jax.checkpoints.lazy_leaf import LazyLeaf, Piece
@@ -37,6 +40,7 @@ from segearth_r2_jax.checkpoints.leaf_reader import LeafReader, StoredTree
 from segearth_r2_jax.checkpoints.lora import arithmetic, merge
 from segearth_r2_jax.checkpoints.output_folder import built_aside, check_target
 from segearth_r2_jax.checkpoints.reference_config import EXTRA, REFERENCE_TEMPLATE, reference_config
+from segearth_r2_jax.checkpoints.reused_memory import ReusedMemory
 from segearth_r2_jax.checkpoints.sealed_folder import is_whole
 from segearth_r2_jax.checkpoints.segearth_r2_rules import key_map, segearth_r2_rules
 from segearth_r2_jax.checkpoints.sources.tokenizer_files import TOKENIZER_FILES
@@ -149,8 +153,7 @@ class _Outgoing:
         self._dtype = None if dtype is None else np.dtype(dtype)
         unused_tree = self._source / "unused"
         unused = tree_shapes(unused_tree) if is_whole(unused_tree) else {}
-        self._readers: dict[str, LeafReader] = {}
-        self._stored_trees: dict[epath.Path, StoredTree] = {}
+        self._readers: dict[str, LeafReader | FileLeaf] = {}
         if form == "merged":
             self.keys = _table(segearth_r2_rules(without_adapters(config)), stored)
         else:
@@ -161,7 +164,7 @@ class _Outgoing:
         self._dtypes |= {name: np.dtype(unused[name].dtype) for name in self._unused}
         if form == "merged" and (unknown := sorted(unused.keys() - self._unused.keys())):
             raise UserError(f"{unused_tree}: unknown tensor {unknown[0]}: no rule of this model names it")
-        self.trees = sorted({*self._trees.values(), *self._unused.values()})
+        self.trees = {tree: StoredTree(tree) for tree in sorted({*self._trees.values(), *self._unused.values()})}
         self.layout: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         for name, parts in self.keys.parts.items():
             if not parts and name in unused:
@@ -171,30 +174,29 @@ class _Outgoing:
         self.entries = {name: self._entry(name) for name in self.layout}
 
     def stream(self, names: Iterable[str], written: Callable[[int], None]) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, array) of `names`, in their layout; while one is written the next is read."""
-        with ThreadPoolExecutor(1, thread_name_prefix="next_tensor") as pool:
-            names = list(names)
-            following = [*names[1:], None]
-            ahead = pool.submit(self._tensor, names[0]) if names else None
-            for name, after in zip(names, following, strict=True):
-                values, crc = ahead.result()
-                ahead = None if after is None else pool.submit(self._tensor, after)
+        """(name, array) of `names`, in their layout. While one is written the next is laid out and the one after it read."""
+        names = list(names)
+        # Of the tensor that is written, of the next, and as it was read also of the one after that.
+        read_into, laid_into = (itertools.cycle([ReusedMemory() for _ in range(count)]) for count in (3, 2))
+        with ThreadPoolExecutor(1, thread_name_prefix="read") as reader, ThreadPoolExecutor(1, thread_name_prefix="lay_out") as layer:
+            read = _one_ahead(reader, lambda item: self._read(*item), zip(names, read_into, strict=False))
+            for name, values, crc in _one_ahead(layer, lambda item: self._lay_out(*item), zip(read, laid_into, strict=False)):
                 yield name, values
                 self.entries[name] = dataclasses.replace(self.entries[name], crc32c=f"{crc:08x}")
                 written(values.nbytes)
 
-    def _tensor(self, name: str) -> tuple[np.ndarray, int]:
-        """The values in their layout, and the checksum of the stored ones."""
+    def _read(self, name: str, memory: ReusedMemory) -> tuple[str, list[np.ndarray], int]:
+        """(name, the parts that it is joined from in PyTorch's order of axes, the checksum of the stored values); if there is one part,
+        perhaps in `memory`"""
         parts = self.keys.parts[name]
-        shape, dtype = self.layout[name]
         pieces, crc = [], 0
         for where, part in self._stored_parts(name):
             if where is None:
-                pieces.append(np.zeros((part.stop - part.start, *shape[1:]), self._dtype_of(parts)))
+                pieces.append(np.zeros((part.stop - part.start, *self.layout[name][0][1:]), self._dtype_of(parts)))
                 continue
-            reader = self._reader(where)
-            values = reader.read() if part is None or part.index is None else reader.row(part.index)
-            crc = checksum(values, crc)
+            reader, own = self._reader(where), memory if len(parts) < 2 else ReusedMemory()
+            values = reader.read(own) if part is None or part.index is None else reader.row(part.index, own)
+            crc = array_checksum(values, crc)
             if part is not None and part.path is not None:
                 if self._is_merged(part.path):
                     values = self._merged(part, values)
@@ -202,11 +204,21 @@ class _Outgoing:
                 if part.index == reader.shape[0] - 1:
                     reader.release()
             pieces.append(values)
-        # Rows that were kept for the way back may have been stored in another dtype than those that were since trained.
-        joined = np.concatenate([piece.astype(self._dtype_of(parts), copy=False) for piece in pieces]) if len(pieces) > 1 else pieces[0]
-        if joined.dtype != dtype or not joined.flags.c_contiguous:
-            joined = np.asarray(LazyLeaf(shape, dtype, (Piece(joined, name, None, None, None),), stacked=False))
-        return joined, crc
+        return name, pieces, crc
+
+    def _lay_out(self, read: tuple[str, list[np.ndarray], int], memory: ReusedMemory) -> tuple[str, np.ndarray, int]:
+        """(name, the values as they are written, perhaps in `memory`, the checksum of the stored ones)"""
+        name, pieces, crc = read
+        shape, dtype = self.layout[name]
+        values = pieces[0]
+        if len(pieces) > 1:
+            # Rows that were kept for the way back may have been stored in another dtype than those that were since trained.
+            stored = self._dtype_of(self.keys.parts[name])
+            values = np.concatenate([piece.astype(stored, copy=False) for piece in pieces])
+        if values.dtype != dtype or not values.flags.c_contiguous:
+            leaf = LazyLeaf(shape, dtype, (Piece(values, name, None, None, None),), stacked=False)
+            values = leaf.read([slice(None)] * leaf.ndim, memory.array(shape, dtype))
+        return name, values, crc
 
     def _entry(self, name: str) -> Entry:
         parts = self.keys.parts[name]
@@ -250,7 +262,7 @@ class _Outgoing:
     def _merged(self, part: Part, kernel: np.ndarray) -> np.ndarray:
         parent = part.path.rpartition("/")[0]
         readers = [self._reader(f"{parent}/{adapter}") for adapter in ("lora_a", "lora_b")]
-        a, b = (reader.read() if part.index is None else reader.row(part.index) for reader in readers)
+        a, b = (reader.read(ReusedMemory()) if part.index is None else reader.row(part.index, ReusedMemory()) for reader in readers)
         return merge(kernel, a, b, self._lora, dtype=arithmetic(kernel, a, b))
 
     def _dtype_of(self, parts: tuple[Part, ...]) -> np.dtype:
@@ -265,10 +277,7 @@ class _Outgoing:
 
     def _reader(self, path: str) -> LeafReader:
         if path not in self._readers:
-            tree = self._tree(path)
-            if tree not in self._stored_trees:
-                self._stored_trees[tree] = StoredTree(tree)
-            self._readers[path] = self._stored_trees[tree].leaf(path)
+            self._readers[path] = self.trees[self._tree(path)].leaf(path)
         return self._readers[path]
 
 
@@ -324,18 +333,38 @@ def without_adapters(config: SegEarthR2Config) -> SegEarthR2Config:
     return dataclasses.replace(config, phi=dataclasses.replace(config.phi, lora=None))
 
 
+def _one_ahead(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """`map(function, items)`, where `pool` computes the next result while somebody works with one."""
+    ahead: Future | None = None
+    for item in items:
+        before, ahead = ahead, pool.submit(function, item)
+        if before is not None:
+            yield before.result()
+    if ahead is not None:
+        yield ahead.result()
+
+
 @contextlib.contextmanager
-def _compared_meanwhile(trees: list[epath.Path]) -> Iterator[None]:
-    """Compares the trees with their checksums while something is made of them; at the end they are known to be undamaged.
+def _compared_meanwhile(trees: Mapping[epath.Path, StoredTree]) -> Iterator[None]:
+    """Compares the trees with their checksums while something is made of them; at the end they are known to be undamaged. What is read file
+    by file is not read again for it.
 
     Raises:
         UserError: they are damaged, whatever else went wrong because of it.
     """
+
+    def compare(in_files: bool) -> None:
+        for path, tree in trees.items():
+            if tree.in_files == in_files:
+                manager.require_undamaged(path, tree.sums)
+
     with ThreadPoolExecutor(1, thread_name_prefix="checksums") as pool:
-        compared = pool.submit(lambda: [manager.require_undamaged(tree) for tree in trees])
+        compared = pool.submit(compare, in_files=False)
         try:
             yield
         except Exception:
             compared.result()
+            compare(in_files=True)
             raise
         compared.result()
+        compare(in_files=True)

@@ -65,14 +65,14 @@ class LazyLeaf:
         """The leaf whose values are cast when they are read; one that holds no floating-point numbers stays as it is."""
         return dataclasses.replace(self, dtype=np.dtype(dtype)) if jnp.issubdtype(self.dtype, jnp.floating) else self
 
-    def read(self, box: Sequence[slice]) -> np.ndarray:
-        """The values in `box`, one slice with step 1 for each dimension, as a new array.
+    def read(self, box: Sequence[slice], into: np.ndarray | None = None) -> np.ndarray:
+        """The values in `box`, one slice with step 1 for each dimension, in the array `into` or a new one.
 
         Raises:
             UserError: a value does not fit into `dtype`.
         """
         box = tuple(slice(*part.indices(size)) for part, size in zip(box, self.shape, strict=True))
-        values = np.empty([part.stop - part.start for part in box], self.dtype)
+        values = np.empty([part.stop - part.start for part in box], self.dtype) if into is None else into
         if not self.stacked:
             _copy(values, self.pieces[0].view()[box], self.pieces[0].name)
             return values

@@ -1,71 +1,101 @@
 """Writes lazy leaves into an Orbax checkpoint, chunk by chunk, so that no more than a few chunks are in memory.
 
 Orbax saves trees whose leaves are in memory: it starts to write all of them at once. Here a leaf is given as a `LazyLeaf`, and its values
-are read when their chunk is written. What is on the disk afterwards is the same as if a numpy array had been saved.
+are read when their chunk is written, into memory that is used again and again, where TensorStore takes new one for every chunk. What is
+on the disk afterwards is what Orbax itself writes for a numpy array without OCDBT: a folder for each leaf, a file for each chunk (Zarr
+version 2, not compressed).
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+import os
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import google_crc32c
+import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from segearth_r2_jax.checkpoints import page_cache
+from segearth_r2_jax.checkpoints.chunk_files import LARGE_BYTES, chunk_path, chunks
 from segearth_r2_jax.checkpoints.lazy_leaf import LazyLeaf
+from segearth_r2_jax.checkpoints.reused_memory import ReusedMemory
 
 # Of a leaf on the disk: small enough for a few in memory and for a device of a mesh to read little more than its part, large enough for a
-# disk or a bucket to work at its full speed.
+# disk to work at its full speed.
 CHUNK_BYTES = 64 << 20
-# Of a file of the disk: what waits to be written to one is in memory.
-FILE_BYTES = 256 << 20
-# Read (and transposed) at the same time as one is written.
-IN_FLIGHT = 3
+# Chunks that are read, transposed and written at the same time.
+IN_FLIGHT = 4
 
 
 class LazyLeafHandler(ocp.type_handlers.NumpyHandler):
-    """Orbax's handler of numpy arrays, for `LazyLeaf`.
+    """Orbax's handler of numpy arrays, for `LazyLeaf`, in trees on a local disk and without OCDBT and compression.
 
     written: is told the bytes of every chunk that has been written.
+    sums: (bytes, CRC-32C) of the files that were written, by their names in the tree's folder.
     """
 
     def __init__(self, written: Callable[[int], None] | None = None):
         super().__init__(deepcopy_host_arrays=False)
+        self.sums: dict[str, tuple[int, int]] = {}
         self._written = written or (lambda size: None)
-        self._readers = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="lazy_leaf")
+        self._memory = threading.local()
+        self._writers = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="lazy_leaf")
+        self._chunks: list[asyncio.Future] = []
+        self._small: list[Path] = []
 
     async def _background_serialize(self, values: Sequence[LazyLeaf], infos: Sequence[Any], args: Sequence[Any] | None = None) -> None:
-        # One leaf after the other, where Orbax begins with all.
-        for value, info, arg in zip(values, infos, args or [ocp.SaveArgs()] * len(values), strict=True):
-            await super()._background_serialize([value], [info], [arg])
-
-    async def _open_and_write(self, value: LazyLeaf, tspec: dict[str, Any], ts_context: ts.Context) -> None:
-        store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
-        pending: set[asyncio.Task] = set()
         try:
-            for box in _boxes(value.shape, store.chunk_layout.write_chunk.shape):
-                if len(pending) == IN_FLIGHT:
-                    done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
-                        task.result()
-                pending.add(asyncio.create_task(self._write(store, value, box)))
-            for task in list(pending):
-                await task
+            # One leaf after the other, where Orbax begins with all: chunks are written in the order in which the source is read quickly.
+            for value, info, arg in zip(values, infos, args or [ocp.SaveArgs()] * len(values), strict=True):
+                await super()._background_serialize([value], [info], [arg])
+            await asyncio.gather(*self._chunks)
+            loop = asyncio.get_running_loop()
+            await asyncio.gather(*(loop.run_in_executor(self._writers, _to_disk, path) for path in self._small))
         finally:
             # After an error: what has begun is seen to its end, so that nothing is written later.
-            await asyncio.gather(*pending, return_exceptions=True)
+            self._writers.shutdown(cancel_futures=True)
+            await asyncio.gather(*self._chunks, return_exceptions=True)
 
-    async def _write(self, store: ts.TensorStore, leaf: LazyLeaf, box: tuple[slice, ...]) -> None:
-        values = await asyncio.get_running_loop().run_in_executor(self._readers, leaf.read, box)
-        await store[box].write(values, can_reference_source_data_indefinitely=True)
+    async def _open_and_write(self, value: LazyLeaf, tspec: dict[str, Any], ts_context: ts.Context) -> None:
+        """Creates the leaf's folder; its chunks are written meanwhile."""
+        tspec = {**tspec, "kvstore": {**tspec["kvstore"], "file_io_sync": False}}
+        store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+        self._small.append(Path(store.kvstore.path) / ".zarray")
+        loop, chunk = asyncio.get_running_loop(), store.chunk_layout.write_chunk.shape or ()
+        for index, box in chunks(value.shape, chunk):
+            self._chunks.append(loop.run_in_executor(self._writers, self._write, value, chunk, box, chunk_path(store, index)))
+
+    def _write(self, leaf: LazyLeaf, chunk: tuple[int, ...], box: tuple[slice, ...], path: Path) -> None:
+        if not hasattr(self._memory, "reused"):
+            self._memory.reused = ReusedMemory()
+        stored = self._memory.reused.array(chunk, leaf.dtype)
+        values = stored[(..., *(slice(0, part.stop - part.start) for part in box))]
+        if values.shape != chunk:
+            stored[...] = 0  # A chunk that reaches over the edge is stored whole.
+        leaf.read(box, values)
+        data = stored.reshape(-1).view(np.uint8)
+        with path.open("wb", buffering=0) as file:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest) :]
+            if data.nbytes >= LARGE_BYTES:
+                os.fsync(file.fileno())
+                page_cache.let_go(file.fileno())
+            else:
+                self._small.append(path)
+        self.sums[f"{path.parent.name}/{path.name}"] = data.nbytes, google_crc32c.value(data)
         self._written(values.nbytes)
 
 
-def _boxes(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """The chunks of an array, in the order of its memory."""
-    starts = (range(0, size, step) for size, step in zip(shape, chunk, strict=True))
-    for corner in itertools.product(*starts):
-        yield tuple(slice(start, min(start + step, size)) for start, step, size in zip(corner, chunk, shape, strict=True))
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,7 +1,7 @@
 """Leaves of a saved tree, read a few layers of a stack at a time: what Orbax has no function for.
 
 Orbax restores whole leaves, and a stacked leaf of the published model has up to 1.7 GB in float16. Underneath a leaf is a TensorStore
-array (driver "zarr" on an OCDBT key-value store, named by its path with dots), of which any part can be read.
+array (driver "zarr", named by its path with dots, on an OCDBT key-value store or in files of its own), of which any part can be read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
+from segearth_r2_jax.checkpoints.chunk_files import FileLeaf, are_raw, divides_rows
+from segearth_r2_jax.checkpoints.reused_memory import ReusedMemory
 from segearth_r2_jax.errors import UserError
 
 # Of a stacked leaf in memory; the next piece of this size is read ahead.
@@ -37,21 +39,29 @@ class StoredTree:
         except (OSError, ValueError) as error:
             raise UserError(f"{tree}: cannot be read ({str(error).splitlines()[0]})") from error
         self._driver = "zarr3" if zarr3 else "zarr"
-        base = str(self._folder) if "://" in str(tree) else {"driver": "file", "path": f"{os.fspath(self._folder)}/"}
-        self._kvstore = {"driver": "ocdbt", "base": base}
+        self._base = f"{self._folder}/" if "://" in str(tree) else {"driver": "file", "path": f"{os.fspath(self._folder)}/"}
+        # Whether every chunk is a file of its own.
+        self.in_files = not (self._folder / "manifest.ocdbt").exists()
+        # (bytes, CRC-32C) of those that were read, by their names in the tree.
+        self.sums: dict[str, tuple[int, int]] = {}
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _TABLE_BYTES}})
 
-    def leaf(self, path: str) -> LeafReader:
+    def leaf(self, path: str) -> LeafReader | FileLeaf:
         """The leaf `path` ("phi/layers/mlp/fc1/kernel").
 
         Raises:
             UserError: there is no such leaf.
         """
-        spec = {"driver": self._driver, "kvstore": {**self._kvstore, "path": f"{path.replace('/', '.')}/"}}
+        name = f"{path.replace('/', '.')}/"
         try:
-            return LeafReader(ts.open(spec, open=True, read=True, context=self._context).result())
+            base = ts.KvStore.Spec(self._base if self.in_files else {"driver": "ocdbt", "base": self._base})
+            spec = {"driver": self._driver, "kvstore": (base / name).to_json()}
+            store = ts.open(spec, open=True, read=True, context=self._context).result()
         except (OSError, ValueError) as error:
             raise UserError(f"{self._folder}: cannot read {path} ({str(error).splitlines()[0]})") from error
+        local = self.in_files and isinstance(self._base, dict)
+        plain = local and self._driver == "zarr" and are_raw(store) and divides_rows(store)
+        return FileLeaf(store, self.sums) if plain else LeafReader(store)
 
 
 class LeafReader:
@@ -69,12 +79,12 @@ class LeafReader:
             # Whole chunks, since a chunk is read whole anyway.
             self._step = chunk * max(1, _WINDOW_BYTES // (row * chunk))
 
-    def read(self) -> np.ndarray:
-        """All of it."""
+    def read(self, memory: ReusedMemory) -> np.ndarray:
+        """All of it; in memory of TensorStore's own."""
         return self._store.read().result()
 
-    def row(self, index: int) -> np.ndarray:
-        """leaf[index]."""
+    def row(self, index: int, memory: ReusedMemory) -> np.ndarray:
+        """leaf[index]; in memory of TensorStore's own."""
         if index not in self._window[0]:
             self._window = range(0), np.empty(0)  # Let go of before the next is here.
             if self._next is None or index not in self._next[0]:

@@ -199,8 +199,10 @@ def stored_leaves(directory: epath.PathLike) -> dict[str, tuple[epath.Path, jax.
     return stored
 
 
-def require_undamaged(tree: epath.Path) -> None:
+def require_undamaged(tree: epath.Path, known: Mapping[str, tuple[int, int]] | None = None) -> None:
     """Compares the files of one of these trees with the checksums that were written with it.
+
+    known: (bytes, CRC-32C) of its files that have been read already, by their names in the tree.
 
     Raises:
         UserError: they differ.
@@ -212,5 +214,5 @@ def require_undamaged(tree: epath.Path) -> None:
     else:
         folder, part = tree.parent, f"{tree.name}/"
         remedy = "renamed to something else than a number, it is passed over for the step before"
-    if damage := find_damage(folder, part):
+    if damage := find_damage(folder, part, {f"{part}{name}": found for name, found in (known or {}).items()}):
         raise UserError(f"{folder} is damaged: {damage}; {remedy}")

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from segearth_r2_jax.checkpoints import manager
-from segearth_r2_jax.checkpoints.conversion_report import DROPPED, Entry, Report, checksum, make_report, where_it_goes
+from segearth_r2_jax.checkpoints.checksums import array_checksum
+from segearth_r2_jax.checkpoints.conversion_report import DROPPED, Entry, Report, make_report, where_it_goes
 from segearth_r2_jax.checkpoints.json_files import write_json
 from segearth_r2_jax.checkpoints.key_rules import check_tree
 from segearth_r2_jax.checkpoints.output_folder import built_aside, check_target
@@ -163,5 +164,5 @@ class _Summed:
         array = self._tensor.load()
         with self._lock:
             if self.crc32c is None:
-                self.crc32c = f"{checksum(array):08x}"
+                self.crc32c = f"{array_checksum(array):08x}"
         return array if dtype is None else array.astype(dtype, copy=False)

@@ -5,13 +5,15 @@ never taken for a whole folder. What happens to it afterwards (a disk's error, a
 does not see: it checks its own tables, not the arrays. So the folder is sealed before it is marked: `files.json` in it lists every file
 with its size and its CRC-32C, and whoever reads the folder compares them first.
 
-Process 0 reads the files once more to seal them, in the background; to verify them every process reads its part.
+Process 0 reads the files once more to seal them, in the background, unless their writer has summed them; to verify them every process
+reads its part.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import google_crc32c
@@ -20,6 +22,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from segearth_r2_jax.checkpoints.checksums import file_checksum
 from segearth_r2_jax.checkpoints.json_files import write_json
 
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -28,7 +31,6 @@ _SEAL = "files.json"
 _DAMAGED = ".damaged"
 # Orbax writes these after the folder was sealed; nothing is read from them.
 _AFTER_SEALING = {_MARK, "_CHECKPOINT_METADATA", _SEAL}
-_CHUNK = 1 << 24
 _READERS = 8
 
 
@@ -37,27 +39,33 @@ def is_whole(folder: epath.Path) -> bool:
     return (folder / _MARK).exists()
 
 
-def seal(folder: epath.Path) -> None:
-    """Lists the files of a folder that is about to be marked."""
+def seal(folder: epath.Path, known: Mapping[str, tuple[int, int]] | None = None) -> None:
+    """Lists the files of a folder that is about to be marked.
+
+    known: (bytes, CRC-32C) of files whose writer summed them, by their names in the folder; the others are read.
+    """
+    known = known or {}
     if not folder.exists():
         folder = folder.parent / f"{folder.name}{TEMPORARY}"
     names = sorted(_files(folder))
     with ThreadPoolExecutor(_READERS) as pool:
-        sums = list(pool.map(lambda name: _sum(folder / name), names))
-    files = {name: {"bytes": size, "crc32c": crc} for name, (size, crc) in zip(names, sums, strict=True)}
+        sums = list(pool.map(lambda name: known.get(name) or file_checksum(folder / name), names))
+    files = {name: {"bytes": size, "crc32c": f"{crc:08x}"} for name, (size, crc) in zip(names, sums, strict=True)}
     write_json(folder / _SEAL, {"files": files, "crc32c": _sum_of_seal(files)})
 
 
-def find_damage(folder: epath.Path, part: str = "") -> str | None:
+def find_damage(folder: epath.Path, part: str = "", known: Mapping[str, tuple[int, int]] | None = None) -> str | None:
     """What is wrong with the files of a whole folder, None if nothing is; `part` limits it to one of its subfolders.
 
-    All processes call it, and all get the same answer.
+    `known`: as `seal` takes it, of files that have been read already. All processes call it, and all get the same answer.
     """
     sealed, unreadable = _read_seal(folder)
+    known = known or {}
     names = sorted(name for name in sealed if name.startswith(part))
     mine = range(jax.process_index(), len(names), jax.process_count())
     with ThreadPoolExecutor(_READERS) as pool:
-        damages = dict(zip(mine, pool.map(lambda number: _compare(folder / names[number], sealed[names[number]]), mine), strict=True))
+        compared = pool.map(lambda name: _compare(folder / name, sealed[name], known.get(name)), (names[number] for number in mine))
+        damages = dict(zip(mine, compared, strict=True))
     first = 0 if unreadable else min((number + 1 for number, damage in damages.items() if damage), default=len(names) + 1)
     if jax.process_count() > 1:
         first = int(multihost_utils.process_allgather(np.int32(first)).min())
@@ -132,26 +140,16 @@ def _files(folder: epath.Path, prefix: str = "") -> list[str]:
     return found
 
 
-def _sum(path: epath.Path) -> tuple[int, str]:
-    """(bytes, CRC-32C) of a file."""
-    size, crc = 0, 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            size += len(chunk)
-            crc = google_crc32c.extend(crc, chunk)
-    return size, f"{crc:08x}"
-
-
-def _compare(path: epath.Path, sealed: dict[str, object]) -> str | None:
+def _compare(path: epath.Path, sealed: dict[str, object], known: tuple[int, int] | None = None) -> str | None:
     try:
-        size, crc = _sum(path)
+        size, crc = known or file_checksum(path)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     if size != sealed["bytes"]:
         return f"has {size} bytes instead of {sealed['bytes']}"
-    return None if crc == sealed["crc32c"] else "has other bytes than were written"
+    return None if f"{crc:08x}" == sealed["crc32c"] else "has other bytes than were written"
 
 
 def _sum_of_seal(files: dict[str, dict[str, object]]) -> str:

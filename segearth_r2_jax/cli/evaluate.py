@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     keep_compiled_programs()
     from segearth_r2_jax.inference.segment import Segmenter
 
-    segmenter = Segmenter.load(args.checkpoint, dtype=args.dtype, template=args.template)
+    segmenter = Segmenter.load(args.checkpoint, dtype=args.dtype, int8=args.int8, template=args.template)
     if len(set(agree(lambda: segmenter.step))) > 1:
         raise UserError(f"{args.checkpoint}: the processes see different steps there; is a run still writing?")
     scores = evaluate(
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
         "step": segmenter.step,
         "template": segmenter.template,
         "dtype": segmenter.dtype,
+        "int8": segmenter.int8,
         "data": str(args.data),
         "limit": args.limit,
         "max_new_tokens": args.max_new_tokens,

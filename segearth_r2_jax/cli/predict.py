@@ -53,6 +53,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """How the model runs: the arguments that every verb with a Segmenter has."""
     parser.add_argument("--max-new-tokens", type=positive, default=128, metavar="N", help="longest answer, in tokens (128)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="number format (float32 on a CPU, otherwise bfloat16)")
+    parser.add_argument("--int8", action="store_true", help="the language model's weights in 8 bits: half its memory, for a GPU or TPU")
     parser.add_argument("--template", metavar="NAME", help="prompt template, instead of the one that the checkpoint names")
 
 
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     from segearth_r2_jax.inference.segment import Segmenter
     from segearth_r2_jax.inputs.image_reading import read_image
 
-    segmenter = Segmenter.load(args.checkpoint, dtype=args.dtype, template=args.template)
+    segmenter = Segmenter.load(args.checkpoint, dtype=args.dtype, int8=args.int8, template=args.template)
 
     def answer(images: list[np.ndarray]) -> list[Segmentation]:
         return segmenter.segment_batch(images, [args.instruction] * len(images), max_new_tokens=args.max_new_tokens)
@@ -200,6 +201,7 @@ def describe(path: Path, size: tuple[int, int], instruction: str, segmentation: 
         "step": segmenter.step,
         "template": segmenter.template,
         "dtype": segmenter.dtype,
+        "int8": segmenter.int8,
     }
 
 

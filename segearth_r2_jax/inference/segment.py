@@ -30,7 +30,8 @@ from segearth_r2_jax.inputs.conversation import IMAGE_SLOT, encode_prompt, expan
 from segearth_r2_jax.inputs.image_processing import normalize_for_siglip, normalize_for_swin, squash
 from segearth_r2_jax.inputs.letterbox import Letterbox
 from segearth_r2_jax.inputs.tokenizer import SEG_TOKEN, Tokenizer, load_tokenizer
-from segearth_r2_jax.models.binding import Params, abstract_module, bind, module_params
+from segearth_r2_jax.models.binding import Params, abstract_module, bind, flatten, module_params, unflatten
+from segearth_r2_jax.models.int8 import to_int8
 from segearth_r2_jax.models.layers import wide
 from segearth_r2_jax.models.phi import KVCache
 from segearth_r2_jax.models.pixel_decoder import PixelDecoderOutput
@@ -44,6 +45,8 @@ MAX_POSITIONS = 2048
 # Masks decoded in one pass; an answer with more takes several.
 MASKS_PER_PASS = 8
 DTYPES = ("float32", "bfloat16")
+# The kernels that `int8` is about: nearly all of what a generated word reads.
+_INT8 = re.compile(r"phi/(layers/.*|lm_head)/kernel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +138,12 @@ class Segmenter:
         *,
         template: str,
         dtype: str = "float32",
+        int8: bool = False,
         checkpoint: str = "",
         step: int | None = None,
     ):
-        """`params` as in `models.binding`, any float type: they are put on the device in `dtype`, which is also the compute dtype.
+        """`params` as in `models.binding`, any float type: they are put on the device in `dtype`, which is also the compute dtype; with
+        `int8`, the kernels of the language model's dense layers in 8 bits (see `models.int8`).
 
         `template` names one of `conversation.TEMPLATES`; it has to be the one that the parameters were trained or published with.
         `checkpoint` and `step` say where the parameters come from, for whoever writes an answer down.
@@ -147,6 +152,7 @@ class Segmenter:
         self.config = config
         self.template = template
         self.dtype = dtype
+        self.int8 = int8
         self.checkpoint = checkpoint
         self.step = step
         self.tokenizer = tokenizer
@@ -157,15 +163,22 @@ class Segmenter:
                 f"embeddings and {config.phi.vocab_size} outputs: the tokenizer belongs to another checkpoint"
             )
         self._before = before_image(tokenizer, template)
-        self._params = jax.device_put(jax.tree.map(lambda a: a.astype(dtype), params))
+        placed = {
+            path: to_int8(leaf) if int8 and _INT8.fullmatch(path) else jax.device_put(leaf.astype(dtype))
+            for path, leaf in flatten(params).items()
+        }
+        self._params = unflatten(placed)
         self._compiled = inference_functions(config, dtype, tokenizer.end_id, self.seg_id)
 
     @classmethod
-    def load(cls, checkpoint: str | os.PathLike[str], *, dtype: str | None = None, template: str | None = None) -> Segmenter:
+    def load(
+        cls, checkpoint: str | os.PathLike[str], *, dtype: str | None = None, int8: bool = False, template: str | None = None
+    ) -> Segmenter:
         """The network of a checkpoint folder (of `train` or of `convert`).
 
-        `dtype` is "float32" or "bfloat16", by default float32 on a CPU and bfloat16 elsewhere. `template` replaces the prompt template
-        that the checkpoint names. Raises UserError where the folder is not a checkpoint.
+        `dtype` is "float32" or "bfloat16", by default float32 on a CPU and bfloat16 elsewhere; `int8` keeps the language model's dense
+        kernels in 8 bits. `template` replaces the prompt template that the checkpoint names. Raises UserError where the folder is not a
+        checkpoint.
         """
         if dtype is None:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -178,7 +191,8 @@ class Segmenter:
         config = read_model_config(checkpoint)
         tokenizer = load_tokenizer(checkpoint)
         params = load_parameters(checkpoint, module_params(_abstract(config)), dtype)
-        return cls(config, params, tokenizer, template=stated, dtype=dtype, checkpoint=str(checkpoint), step=latest_step(checkpoint))
+        step = latest_step(checkpoint)
+        return cls(config, params, tokenizer, template=stated, dtype=dtype, int8=int8, checkpoint=str(checkpoint), step=step)
 
     def encode(self, image: np.ndarray) -> EncodedImage:
         """uint8 [h, w, 3] of any size -> what `segment` needs of it."""

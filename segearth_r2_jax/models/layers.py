@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from segearth_r2_jax.models.int8 import Int8Kernel
 from segearth_r2_jax.placement import ACTIVATION_AXES, constrain, gathered
 
 Initializer = Callable[..., jax.Array]
@@ -52,7 +53,8 @@ class LoraConfig:
 class Linear(nnx.Module):
     """Dense layer [.., in] -> [.., out], with low-rank adaptation if `lora` is given.
 
-    `axes` are the logical names of the kernel's two dimensions; the bias carries the second.
+    `axes` are the logical names of the kernel's two dimensions; the bias carries the second. For answering, an `Int8Kernel` may take the
+    kernel's place.
     """
 
     def __init__(
@@ -79,7 +81,12 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
         """`rng` switches on the dropout of the low-rank branch (training only)."""
-        y = x @ gathered(self.kernel[...].astype(x.dtype), self.axes)
+        kernel = self.kernel[...]
+        if isinstance(kernel, Int8Kernel):
+            y = jnp.matmul(x, gathered(kernel.values.astype(x.dtype), self.axes), preferred_element_type=wide(x.dtype))
+            y = (y * kernel.scale).astype(x.dtype)
+        else:
+            y = x @ gathered(kernel.astype(x.dtype), self.axes)
         if self.lora is not None:
             z = dropout(x, self.lora.dropout, rng)
             a = gathered(self.lora_a[...].astype(x.dtype), (self.axes[0], "lora_rank"))

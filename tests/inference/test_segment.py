@@ -208,6 +208,18 @@ def test_an_instruction_beyond_the_length_of_the_model(segmenter):
         segmenter.segment(IMAGES["flat"], "find the roof " * 3000, max_new_tokens=NEW_TOKENS)
 
 
+def test_weights_in_8_bits_answer_alike(checkpoint_dir, segmenter, answers):
+    """Of a network of random weights whole answers need not agree; the first masks' logits are close where they do."""
+    rounded = Segmenter.load(checkpoint_dir, int8=True)
+    assert rounded.int8
+    kernel = rounded._params["phi"]["layers"]["mlp"]["fc1"]["kernel"]
+    assert (kernel.values.dtype, kernel.values.nbytes) == (np.int8, segmenter._params["phi"]["layers"]["mlp"]["fc1"]["kernel"].size)
+    exact, ours = answers["wide"], rounded.segment(IMAGES["wide"], "find the roof", max_new_tokens=NEW_TOKENS)
+    assert exact.answer.split("[SEG]")[0] == ours.answer.split("[SEG]")[0]
+    difference = np.abs(exact.frame_logits[0] - ours.frame_logits[0])
+    assert 0 < difference.max() < 0.1 * np.abs(exact.frame_logits[0]).max()
+
+
 class TestLoading:
     @pytest.fixture
     def folder(self, checkpoint_dir, tmp_path):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segearth_r2_jax.checkpoints.key_rules import KeyMap, Rule, conv, linear, norm
+from segearth_r2_jax.checkpoints.key_rules import KeyMap, Rule
 from segearth_r2_jax.models.binding import abstract_module, bind, module_params, unflatten
 from segearth_r2_jax.models.phi import Phi, PhiConfig
 from segearth_r2_jax.models.siglip import Siglip, SiglipConfig
@@ -59,34 +59,13 @@ def _check(actual: jax.Array, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("size", SIGLIP_SIZES)
 @torch.no_grad()
 def test_siglip(size: str):
-    from transformers import SiglipVisionConfig, SiglipVisionModel
+    from benchmarks.language_peer import siglip_rules, torch_siglip
 
-    config = SIGLIP_SIZES[size]
+    config, n = SIGLIP_SIZES[size], SIGLIP_SIZES[size].num_layers
     torch.manual_seed(0)
-    theirs = SiglipVisionModel(
-        SiglipVisionConfig(
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            patch_size=config.patch_size,
-            image_size=config.image_size,
-            attn_implementation="eager",
-        )
-    ).eval()
+    theirs = torch_siglip(config, attn_implementation="eager")
     _randomize(theirs)
-    prefix = next(name for name in theirs.state_dict() if name.endswith("embeddings.patch_embedding.weight"))
-    prefix = prefix.removesuffix("embeddings.patch_embedding.weight")
-    layer, n = f"{prefix}encoder.layers.{{i}}", config.num_layers
-    rules = [
-        *conv(f"{prefix}embeddings.patch_embedding", "patch_embedding"),
-        Rule(f"{prefix}embeddings.position_embedding.weight", ("position_embedding",)),
-        *norm(f"{layer}.layer_norm1", "layers/layer_norm1", repeat=n),
-        *norm(f"{layer}.layer_norm2", "layers/layer_norm2", repeat=n),
-        *norm(f"{prefix}post_layernorm", "post_layernorm"),
-    ]
-    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"):
-        rules += linear(f"{layer}.{name}", f"layers/{name.replace('.', '/')}", repeat=n)
+    rules = siglip_rules(config, theirs)
     ours = _load(lambda rngs: Siglip(config, rngs=rngs), rules, theirs)
 
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, config.image_size, config.image_size, 3)).astype(np.float32)
@@ -100,36 +79,14 @@ def test_siglip(size: str):
 @pytest.mark.parametrize("size", PHI_SIZES)
 @torch.no_grad()
 def test_phi(size: str):
-    from transformers import PhiConfig as TheirConfig
-    from transformers import PhiForCausalLM
+    from benchmarks.language_peer import phi_rules, torch_phi
 
-    config = PHI_SIZES[size]
+    config, n = PHI_SIZES[size], PHI_SIZES[size].num_layers
     torch.manual_seed(0)
-    theirs = PhiForCausalLM(
-        TheirConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta, "partial_rotary_factor": config.rotary_fraction},
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            attn_implementation="eager",
-        )
-    ).eval()
+    theirs = torch_phi(config, attn_implementation="eager")
     _randomize(theirs)
     theirs.lm_head.bias.zero_()
-    layer, n = "model.layers.{i}", config.num_layers
-    rules = [
-        Rule("model.embed_tokens.weight", ("embed_tokens/table",)),
-        *norm(f"{layer}.input_layernorm", "layers/input_layernorm", repeat=n),
-        *norm("model.final_layernorm", "final_layernorm"),
-        *linear("lm_head", "lm_head", bias=False),
-    ]
-    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense", "mlp.fc1", "mlp.fc2"):
-        rules += linear(f"{layer}.{name}", f"layers/{name.replace('.', '/')}", repeat=n)
+    rules = phi_rules(config)
     ours = _load(lambda rngs: Phi(config, rngs=rngs), rules, theirs)
 
     t, prompt = 13, 9

@@ -16,11 +16,13 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from segearth_r2_jax.checkpoints import page_cache
 from segearth_r2_jax.checkpoints.json_files import write_json
 from segearth_r2_jax.checkpoints.torch_files.safetensors_file import DTYPES
 from segearth_r2_jax.checkpoints.torch_files.state_dict import INDEX, SINGLE
@@ -34,6 +36,8 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _METADATA = {"format": "pt"}
 # What of a tensor that does not lie in one piece is copied at a time.
 _CHUNK = 1 << 26
+# After a tensor of this size the pages written so far are let go of.
+_LET_GO_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +155,7 @@ def _write_files(files: Mapping[Path, Layout], tensors: Iterable[tuple[str, np.n
             opened = {path: stack.enter_context(partial[path].open("wb", buffering=0)) for path in files}
             for path, file in opened.items():
                 write_all(file, plans[path].header)
+        beside, started = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="to_disk")), None
         for name, array in tensors:
             check_entry(name, array, layout, written)
             with disk_errors_in_one_line(folder, needed):
@@ -159,6 +164,11 @@ def _write_files(files: Mapping[Path, Layout], tensors: Iterable[tuple[str, np.n
                     file.seek(start)
                 for chunk in contiguous_chunks(array):
                     write_all(file, chunk)
+                if array.nbytes >= _LET_GO_BYTES:
+                    # Meanwhile the next tensor comes.
+                    if started is not None:
+                        started.result()
+                    started = beside.submit(page_cache.let_go, file.fileno())
         if missing := sorted(layout.keys() - written):
             raise ValueError(f"{missing[0]} is in the layout and did not come ({len(missing)} in all)")
         with disk_errors_in_one_line(folder, needed):

@@ -16,6 +16,8 @@ _FREE = {
 }  # fmt: skip
 _SLICES = {"dynamic-slice", "slice", "gather"}
 _VIEWS = {"bitcast", "get-tuple-element"}
+# A fusion inside a fusion that names other tiles for its input, which stays where it is.
+_ALIAS = "output_to_operand_aliasing={{}: (0, {})}"
 
 
 def memory_traffic(program: Program) -> int:
@@ -77,7 +79,7 @@ def _read_of(inside: dict[str, Instruction], value: Instruction, program: Progra
     for user in inside.values():
         if value.name not in user.operands or user.opcode in ("parameter", "constant"):
             continue
-        if user.opcode in _VIEWS:
+        if user.opcode in _VIEWS or _ALIAS in user.rest:
             total += _read_of(inside, user, program)
         elif user.opcode in _SLICES and user.operands[0] == value.name and value.name not in user.operands[1:]:
             total += _padded(user.arrays)

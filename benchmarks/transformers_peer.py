@@ -56,7 +56,7 @@ class TransformersPeer:
 
     @torch.inference_mode()
     def predict(self, image: np.ndarray, instruction: str, max_new_tokens: int) -> Prediction:
-        """uint8 [h, w, 3] and words -> what `Segmenter.segment` gives, but for a [SEG] that is the last word of an answer without end."""
+        """uint8 [h, w, 3] and words -> what `Segmenter.segment` gives."""
         letterbox = Letterbox(*image.shape[:2], self._config.image_size)
         row = expand(encode_prompt(self._tokenizer, self._template, instruction), self._config.siglip.num_tokens).token_ids
         framed = _batch(normalize_for_swin(letterbox.place_image(image)))
@@ -75,6 +75,10 @@ class TransformersPeer:
         ids = answer.sequences[0].tolist()
         # Step i + 1 sees word i.
         states = [step[-1][0, -1] for token, step in zip(ids, answer.hidden_states[1:], strict=False) if token == self._tokenizer.seg_id]
+        if ids[-1] == self._tokenizer.seg_id:
+            # As here, and unlike the reference, a [SEG] at the limit is not lost: one more step gives it its state.
+            last = self._phi.get_input_embeddings()(torch.tensor([ids[-1:]]))
+            states.append(self._phi.model(inputs_embeds=last, past_key_values=answer.past_key_values).last_hidden_state[0, -1])
         if not states:
             return Prediction(ids, [])
         features = self._pixel_decoder(

@@ -64,8 +64,8 @@ def compile_row(row: Row) -> dict[str, Any]:
         command = [sys.executable, "-m", "segearth_r2_jax", "compile", "--config", CONFIG, "--output", str(output), *row.arguments]
         # A cached program would be loaded, not compiled.
         environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
-        subprocess.run(command, cwd=ROOT, env=environment, check=True)
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
         return {"commit": commit.strip(), **json.loads(output.read_text())}
 
 

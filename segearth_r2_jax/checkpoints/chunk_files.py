@@ -28,7 +28,8 @@ Chunk = tuple[tuple[int, ...], tuple[slice, ...]]
 def are_raw(store: ts.TensorStore) -> bool:
     """Whether the chunks of an open array are such files."""
     table = store.spec().to_json()["metadata"]
-    return table.get("compressor", 0) is None and table.get("filters") is None and table.get("order") == "C"
+    plain = table.get("compressor", 0) is None and table.get("filters") is None and table.get("order") == "C"
+    return plain and not str(table.get("dtype")).startswith(">")
 
 
 def chunk_path(store: ts.TensorStore, index: tuple[int, ...]) -> Path:
@@ -46,8 +47,7 @@ def chunks(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Chunk]:
 class FileLeaf:
     """A leaf of `shape` and `dtype` in such files, each of which holds a part of one row, or whole rows.
 
-    What is read goes into the memory that the caller brings, large pieces without anything between: a mapped file would be read in small
-    pages, out of which a transposition is slow.
+    What is read goes into the memory that the caller brings: a mapped file would lie in small pages, out of which a transposition is slow.
     """
 
     def __init__(self, store: ts.TensorStore, sums: dict[str, tuple[int, int]] | None = None):

@@ -63,7 +63,9 @@ def kills(laboratory: Laboratory, processes: int, count: int, seed: int) -> Outc
     assert lost <= 2 * laboratory.every, lost
     who = "the process" if processes == 1 else f"one or all of {processes} processes"
     fault = f"SIGKILL of {who} while it starts, at a step, during a save"
-    return Outcome(fault, count, status(statuses), lost, line(finished, "continuing"))
+    # On a machine so slow that each kill came before the first save had ended, there is nothing to go on from.
+    said = line(finished, "continuing" if finished.continued else "was not written to its end")
+    return Outcome(fault, count, status(statuses), lost, said)
 
 
 def strike_moment(start: Start, kind: str, before: int, chance: random.Random) -> bool:

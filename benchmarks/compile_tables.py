@@ -48,8 +48,6 @@ ROWS = (
     _train("no attention supervision", "v5e:4x4", "--batch-per-device=1", "--config.step.weights.attention=0.0"),
     # As many positions at once as a row has: all of them.
     _train("logits not chunked", "v5e:4x4", "--batch-per-device=1", "--config.step.logits_chunk=1024"),
-    _train("data=2", "v5e:4x4", "--batch-per-device=1", "--mesh=data=2,fsdp=8,tensor=1"),
-    _train("data=32", "v5e:16x16", "--batch-per-device=1", "--mesh=data=32,fsdp=8,tensor=1"),
     *(
         Row(f"predict {topology}", ("--topology", topology, "--program=predict", "--batch-per-device=1"))
         for topology in ("v5e:2x2", "v6e:2x2", "v5p:2x2x1")
@@ -96,7 +94,8 @@ def _training_line(topology: str, program: dict[str, Any], programs: list[dict[s
     fitting = [_rows(other) for other in programs if other["memory"]["fits"]]
     rows = str(_rows(program))
     if failing and fitting and _rows(program) == max(fitting):
-        rows += f" (the largest: {min(failing)} does not fit)"
+        what = "the largest" if min(failing) == max(fitting) + 1 else "the largest that was tried"
+        rows += f" ({what}: {min(failing)} does not fit)"
     elif fitting and _rows(program) == max(fitting):
         rows += " (the largest was not looked for)"
     memory, cost = program["memory"], program["cost"]
@@ -126,17 +125,18 @@ def _variant_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _axis_table(results: dict[str, dict[str, Any]]) -> str:
-    lines = ["| devices | mesh | collectives along data | along fsdp | along both |", "|---|---|---|---|---|"]
-    for name in ("data=2", "data=32"):
+    lines = ["| 1 image per device | devices | mesh | collectives along data | along fsdp | along both |", "|---" * 6 + "|"]
+    for name in TOPOLOGIES:
         programs = results.get(name, {}).get("programs")
         if not programs or programs[0]["cost"] is None:
-            lines.append(f"| {name} | not compiled | | | |")
+            lines.append(f"| {name} |" + " not compiled |" * 5)
             continue
         sums: dict[str, int] = {}
         for exchange in programs[0]["cost"]["exchanges"]:
             sums[exchange["axes"]] = sums.get(exchange["axes"], 0) + exchange["bytes"]
-        cells = [_gib(sums.get(axes, 0)) for axes in ("data", "fsdp", "data+fsdp")]
-        lines.append(f"| {results[name]['devices']} | {_mesh(programs[0]['mesh'])} | " + " | ".join(cells) + " |")
+        cells = [name, str(results[name]["devices"]), _mesh(programs[0]["mesh"])]
+        cells += [_gib(sums.get(axes, 0)) for axes in ("data", "fsdp", "data+fsdp")]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

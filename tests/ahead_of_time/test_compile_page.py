@@ -60,6 +60,9 @@ def test_a_line_for_one_image_and_one_for_the_largest_batch():
     first, largest = [line for line in text.splitlines() if line.startswith("| v5e:4x4 | fsdp 16")]
     assert "| 1 | 1.00 GiB | 5.00 GiB | 6.00 / 16.00 GiB: fits |" in first
     assert "| 3 (the largest: 4 does not fit) |" in largest
+    assert "| 3 (the largest that was tried: 9 does not fit) |" in compile_tables.tables(
+        {"v5e:4x4": _result(_report(3, 14), _report(9, 20))}
+    )
     assert "20.0 (30.0) TFLOP" in first
     assert "150, 50, 10 ms: compute | 42 s |" in first
     # The other topologies and tables have no results yet.

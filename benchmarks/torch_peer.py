@@ -44,6 +44,23 @@ class Prediction(NamedTuple):
     masks: list[np.ndarray]
 
 
+class Prepared(NamedTuple):
+    """What both peers begin with. row: ids of the expanded prompt [t]; framed, squashed: normalised [1, 3, h, w] for Swin and SigLIP."""
+
+    letterbox: Letterbox
+    row: np.ndarray
+    framed: torch.Tensor
+    squashed: torch.Tensor
+
+
+def prepared(config: SegEarthR2Config, tokenizer: Tokenizer, template: str, image: np.ndarray, instruction: str) -> Prepared:
+    """Of an image uint8 [h, w, 3] and an instruction."""
+    letterbox = Letterbox(*image.shape[:2], config.image_size)
+    row = expand(encode_prompt(tokenizer, template, instruction), config.siglip.num_tokens).token_ids
+    framed = _batch(normalize_for_swin(letterbox.place_image(image)))
+    return Prepared(letterbox, row, framed, _batch(normalize_for_siglip(squash(image, config.siglip.image_size))))
+
+
 class TorchPeer:
     """float32, on the CPU."""
 
@@ -63,10 +80,7 @@ class TorchPeer:
     @torch.inference_mode()
     def predict(self, image: np.ndarray, instruction: str, max_new_tokens: int) -> Prediction:
         """uint8 [h, w, 3] and words -> what `Segmenter.segment` gives."""
-        letterbox = Letterbox(*image.shape[:2], self._config.image_size)
-        row = expand(encode_prompt(self._tokenizer, self._template, instruction), self._config.siglip.num_tokens).token_ids
-        framed = _batch(normalize_for_swin(letterbox.place_image(image)))
-        squashed = _batch(normalize_for_siglip(squash(image, self._config.siglip.image_size)))
+        letterbox, row, framed, squashed = prepared(self._config, self._tokenizer, self._template, image, instruction)
         ids, states = self.generate(row, torch_forward.image_tokens(self._weights, self._config, squashed), max_new_tokens)
         w, config = self._weights, self._config
         features = torch_forward.swin(w.under("model.vision_tower_mask"), config, framed)

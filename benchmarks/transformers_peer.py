@@ -15,11 +15,9 @@ import torch
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention
 
 from benchmarks import language_peer, mask_branch_peer
-from benchmarks.torch_peer import Prediction
+from benchmarks.torch_peer import Prediction, prepared
 from segearth_r2_jax.checkpoints.key_rules import KeyMap, Rule
-from segearth_r2_jax.inputs.conversation import IMAGE_SLOT, encode_prompt, expand
-from segearth_r2_jax.inputs.image_processing import normalize_for_siglip, normalize_for_swin, squash
-from segearth_r2_jax.inputs.letterbox import Letterbox
+from segearth_r2_jax.inputs.conversation import IMAGE_SLOT
 from segearth_r2_jax.inputs.tokenizer import Tokenizer
 from segearth_r2_jax.models.binding import Params
 from segearth_r2_jax.models.segearth_r2 import SegEarthR2Config
@@ -57,10 +55,7 @@ class TransformersPeer:
     @torch.inference_mode()
     def predict(self, image: np.ndarray, instruction: str, max_new_tokens: int) -> Prediction:
         """uint8 [h, w, 3] and words -> what `Segmenter.segment` gives."""
-        letterbox = Letterbox(*image.shape[:2], self._config.image_size)
-        row = expand(encode_prompt(self._tokenizer, self._template, instruction), self._config.siglip.num_tokens).token_ids
-        framed = _batch(normalize_for_swin(letterbox.place_image(image)))
-        squashed = _batch(normalize_for_siglip(squash(image, self._config.siglip.image_size)))
+        letterbox, row, framed, squashed = prepared(self._config, self._tokenizer, self._template, image, instruction)
         tower = self._siglip(squashed, output_hidden_states=True)
         embeds = self._phi.get_input_embeddings()(torch.from_numpy(np.where(row == IMAGE_SLOT, 0, row).astype(np.int64)))
         embeds[torch.from_numpy(row == IMAGE_SLOT)] = self._projector(tower.hidden_states[self._config.siglip.select_layer])[0]
@@ -120,8 +115,3 @@ def _unpacked(name: str, array: np.ndarray) -> list[tuple[str, np.ndarray]]:
 def _load_linear(module: torch.nn.Linear, params: Params) -> None:
     module.weight.data = torch.from_numpy(np.array(np.asarray(params["kernel"], np.float32).T, order="C"))
     module.bias.data = torch.from_numpy(np.array(params["bias"], np.float32))
-
-
-def _batch(pixels: np.ndarray) -> torch.Tensor:
-    """[h, w, 3] -> [1, 3, h, w]"""
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None]

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from segearth_r2_jax.checkpoints.chunk_files import LARGE_BYTES
+from segearth_r2_jax.checkpoints.disk_files import LARGE_BYTES
 from segearth_r2_jax.checkpoints.lazy_leaf import LazyLeaf
 from segearth_r2_jax.checkpoints.leaf_handler import CHUNK_BYTES, LazyLeafHandler
 from segearth_r2_jax.checkpoints.sealed_folder import TEMPORARY, is_whole, seal, wait_for_all

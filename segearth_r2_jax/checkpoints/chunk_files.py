@@ -13,13 +13,10 @@ from pathlib import Path
 import numpy as np
 import tensorstore as ts
 
-from segearth_r2_jax.checkpoints import page_cache
 from segearth_r2_jax.checkpoints.checksums import array_checksum
+from segearth_r2_jax.checkpoints.disk_files import LARGE_BYTES, let_go
 from segearth_r2_jax.checkpoints.reused_memory import ReusedMemory
 from segearth_r2_jax.errors import UserError
-
-# Smaller files are not worth requests to the system beyond reading and writing them.
-LARGE_BYTES = 1 << 20
 
 # (number of a chunk along every axis, the part of the array that it holds).
 Chunk = tuple[tuple[int, ...], tuple[slice, ...]]
@@ -124,7 +121,7 @@ class FileLeaf:
                     read += more
                 size = os.fstat(file.fileno()).st_size
                 if read >= LARGE_BYTES:
-                    page_cache.let_go(file.fileno())
+                    let_go(file.fileno())
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
         if size != len(data):

@@ -21,8 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from segearth_r2_jax.checkpoints import page_cache
-from segearth_r2_jax.checkpoints.chunk_files import LARGE_BYTES, chunk_path, chunks
+from segearth_r2_jax.checkpoints.chunk_files import chunk_path, chunks
+from segearth_r2_jax.checkpoints.disk_files import LARGE_BYTES, let_go, to_disk, write_all
 from segearth_r2_jax.checkpoints.lazy_leaf import LazyLeaf
 from segearth_r2_jax.checkpoints.reused_memory import ReusedMemory
 
@@ -56,7 +56,7 @@ class LazyLeafHandler(ocp.type_handlers.NumpyHandler):
                 await super()._background_serialize([value], [info], [arg])
             await asyncio.gather(*self._chunks)
             loop = asyncio.get_running_loop()
-            await asyncio.gather(*(loop.run_in_executor(self._writers, _to_disk, path) for path in self._small))
+            await asyncio.gather(*(loop.run_in_executor(self._writers, to_disk, path) for path in self._small))
         finally:
             # After an error: what has begun is seen to its end, so that nothing is written later.
             self._writers.shutdown(cancel_futures=True)
@@ -81,21 +81,11 @@ class LazyLeafHandler(ocp.type_handlers.NumpyHandler):
         leaf.read(box, values)
         data = stored.reshape(-1).view(np.uint8)
         with path.open("wb", buffering=0) as file:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[file.write(rest) :]
+            write_all(file, data)
             if data.nbytes >= LARGE_BYTES:
                 os.fsync(file.fileno())
-                page_cache.let_go(file.fileno())
+                let_go(file.fileno())
             else:
                 self._small.append(path)
         self.sums[f"{path.parent.name}/{path.name}"] = data.nbytes, google_crc32c.value(data)
         self._written(values.nbytes)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,19 +22,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed: PEFT needs 
 
 def language_model(config: PhiConfig, weights: dict[str, np.ndarray]) -> torch.nn.Module:
     """transformers' Phi with the language model's weights: its names are those of the reference."""
-    from transformers import PhiConfig as TheirConfig
-    from transformers import PhiForCausalLM
+    from benchmarks.language_peer import torch_phi
 
-    model = PhiForCausalLM(
-        TheirConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            pad_token_id=0,
-        )
-    )
+    model = torch_phi(config)
     model.load_state_dict(
         {name: torch.from_numpy(weights[name].copy()) for name in model.state_dict() if name != "lm_head.bias"}, strict=False
     )

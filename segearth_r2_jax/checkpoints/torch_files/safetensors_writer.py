@@ -18,11 +18,10 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from segearth_r2_jax.checkpoints import page_cache
+from segearth_r2_jax.checkpoints.disk_files import LARGE_BYTES, let_go, to_disk, write_all
 from segearth_r2_jax.checkpoints.json_files import write_json
 from segearth_r2_jax.checkpoints.torch_files.safetensors_file import DTYPES
 from segearth_r2_jax.checkpoints.torch_files.state_dict import INDEX, SINGLE
@@ -36,8 +35,6 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _METADATA = {"format": "pt"}
 # What of a tensor that does not lie in one piece is copied at a time.
 _CHUNK = 1 << 26
-# After a tensor of this size the pages written so far are let go of.
-_LET_GO_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +93,6 @@ def contiguous_chunks(array: np.ndarray) -> Iterator[np.ndarray]:
     rows = len(array) if array.flags.c_contiguous else max(1, _CHUNK // (array.nbytes // len(array)))
     for start in range(0, len(array), rows):
         yield np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8)
-
-
-def write_all(file: Any, data: bytes | np.ndarray) -> None:
-    """Write all of `data` (bytes, or an array of uint8) to an unbuffered file, which may take less than it is given."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
 
 
 def check_entry(name: str, array: np.ndarray, layout: Layout, written: set[str]) -> None:
@@ -164,11 +154,11 @@ def _write_files(files: Mapping[Path, Layout], tensors: Iterable[tuple[str, np.n
                     file.seek(start)
                 for chunk in contiguous_chunks(array):
                     write_all(file, chunk)
-                if array.nbytes >= _LET_GO_BYTES:
+                if array.nbytes >= LARGE_BYTES:
                     # Meanwhile the next tensor comes.
                     if started is not None:
                         started.result()
-                    started = beside.submit(page_cache.let_go, file.fileno())
+                    started = beside.submit(let_go, file.fileno())
         if missing := sorted(layout.keys() - written):
             raise ValueError(f"{missing[0]} is in the layout and did not come ({len(missing)} in all)")
         with disk_errors_in_one_line(folder, needed):
@@ -177,7 +167,7 @@ def _write_files(files: Mapping[Path, Layout], tensors: Iterable[tuple[str, np.n
                 file.close()
             for path in files:
                 os.replace(partial[path], path)
-            _sync_folder(folder)
+            to_disk(folder)
 
 
 def _plan(layout: Layout) -> _Plan:
@@ -202,11 +192,3 @@ def _plan(layout: Layout) -> _Plan:
 def _nbytes(layout: Layout, name: str) -> int:
     shape, dtype = layout[name]
     return math.prod(shape) * np.dtype(dtype).itemsize
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

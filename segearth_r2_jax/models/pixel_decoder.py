@@ -16,7 +16,18 @@ import numpy as np
 from flax import nnx
 
 from segearth_r2_jax.kernels.deformable_sampling import deformable_sampling
-from segearth_r2_jax.models.layers import Conv, GroupNorm, LayerNorm, Linear, check_remat, parameter, rematerialized, stack_layers, wide
+from segearth_r2_jax.models.layers import (
+    Conv,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    check_remat,
+    kept,
+    parameter,
+    rematerialized,
+    stack_layers,
+    wide,
+)
 from segearth_r2_jax.models.position_encoding import sine_position
 
 _XAVIER = nnx.initializers.xavier_uniform()
@@ -122,7 +133,7 @@ class DeformableAttention(nnx.Module):
         weights = jax.nn.softmax(weights, axis=-1).reshape(points)
         values = self.value_proj(tokens).reshape(b, s, self.num_heads, c // self.num_heads)
         # Locations in float32 or wider whatever the compute dtype: half a pixel of the finest level is below the resolution of bfloat16.
-        return self.output_proj(deformable_sampling(values, shapes, centres + offsets / extent.astype(exact), weights))
+        return self.output_proj(kept(deformable_sampling(values, shapes, centres + offsets / extent.astype(exact), weights)))
 
 
 class EncoderLayer(nnx.Module):

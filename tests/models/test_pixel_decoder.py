@@ -74,6 +74,16 @@ def test_every_parameter_and_every_map_has_a_gradient(decoder: PixelDecoder):
     assert [path for path, gradient in flat.items() if not np.abs(gradient).max() > 0] == []
 
 
+def test_recomputation_does_not_sample_again(decoder: PixelDecoder):
+    def sampling_loops(remat: str) -> int:
+        graph = bind(abstract_module(lambda rngs: PixelDecoder(dataclasses.replace(TINY, remat=remat), rngs=rngs)), module_params(decoder))
+        # Both levels of the loops over heads and parts of the queries, in the form for TPUs.
+        program = jax.jit(jax.grad(lambda features: graph(features).mask_features.sum())).trace(FEATURES)
+        return str(program.lower(lowering_platforms=("tpu",)).as_text()).count("stablehlo.while")
+
+    assert sampling_loops("full") == sampling_loops("none") > 2
+
+
 def test_bfloat16_stays_bfloat16(decoder: PixelDecoder):
     low = _forward(decoder, tuple(x.astype(jnp.bfloat16) for x in FEATURES))
     full = _forward(decoder, FEATURES)

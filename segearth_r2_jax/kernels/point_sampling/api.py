@@ -15,7 +15,7 @@ def sample_points(maps: jax.Array, points: jax.Array, sizes: jax.Array | None = 
     Args:
         maps: [..., h, w], of any numeric dtype.
         points: [..., k, 2] as (x, y), where a map spans [0, 1] and (0.5 / w, 0.5 / h) is the centre of its first pixel. The axes before
-            are those of `maps`, and stay apart: one of them may be spread over devices.
+            are those of `maps`, and stay apart: the last of them may be spread over devices, others are loops.
         sizes: int [..., 2], (height, width) of the valid region at the top left of each map: [0, 1] spans that region, and
             everything outside it counts as zero. Without it the whole map is valid.
 

@@ -1,8 +1,8 @@
 """Point sampling as matrix products, for TPUs, where gathers of single numbers are slow.
 
 A bilinear sample is (row weights) x map x (column weights), and the weights are zero except at the two rows and the two columns around
-the point. The matrix unit mixes the rows; their columns are weighted and summed after it. A part of the points is sampled at a time,
-so that the mixed rows stay small.
+the point. The matrix unit mixes the rows; their columns are weighted and summed after it. The maps of one prediction and a part of
+their points are sampled at a time, so that the mixed rows stay small, and the program, too.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from segearth_r2_jax.kernels.interpolation import interpolation_weights
 
 # Points of a map that are sampled at a time.
-_CHUNK = 512
+_CHUNK = 256
 
 
 def sample(maps: jax.Array, points: jax.Array, sizes: jax.Array) -> jax.Array:
     """`reference.sample`; as exact as the points, whatever the dtype of the maps."""
+    if maps.ndim > 3:
+        return jax.lax.map(lambda one: sample(*one), (maps, points, sizes))
     dtype = jnp.promote_types(maps.dtype, points.dtype)
     if maps.dtype in (jnp.uint8, jnp.int8, jnp.bool_):
         # The matrix unit takes no integers, and bfloat16 holds these exactly.
@@ -28,6 +30,8 @@ def sample(maps: jax.Array, points: jax.Array, sizes: jax.Array) -> jax.Array:
 
 def gradients(maps: jax.Array, points: jax.Array, sizes: jax.Array, cotangent: jax.Array) -> tuple[jax.Array | None, jax.Array]:
     """`reference.gradients`; the products in the dtype of the maps and their sums in that of the points."""
+    if maps.ndim > 3:
+        return jax.lax.map(lambda one: gradients(*one), (maps, points, sizes, cotangent))
     d_maps = _map_gradient(maps, points, sizes, cotangent) if jnp.issubdtype(maps.dtype, jnp.inexact) else None
     operand = maps.astype(jnp.promote_types(maps.dtype, points.dtype))
 

@@ -28,14 +28,29 @@ def test_memory_that_grows_evenly_is_searched_in_few_compilations(largest, const
     found, next_size, tried = _search(lambda size: arguments + constant + 100 * size, usable, fixed=arguments)
     assert (found, next_size) == (largest, largest + 1)
     assert len(tried) <= 4
+    # One unit and the largest size are compiled, all others refused.
+    assert [size for size in tried if size <= largest] == sorted({1, largest})
 
 
 @pytest.mark.parametrize("largest", [2, 5, 11])
 def test_memory_that_grows_unevenly_is_searched_too(largest):
     found, next_size, tried = _search(lambda size: size**2 + 30 * (size % 2), largest**2 + 31)
-    assert found < next_size
-    assert len(tried) <= 6
-    assert found >= largest - 1
+    assert largest - 1 <= found < next_size <= found + 1
+    assert len(tried) <= 8
+
+
+@pytest.mark.parametrize("slack", [0, 40])
+def test_a_compiler_that_saves_where_it_must_is_searched_too(slack):
+    """Close to the limit it recomputes, and needs as good as the same memory for many sizes."""
+    found, next_size, tried = _search(lambda size: min(100 * size, 1600 + size) + (size > 24) * 10 * size, 1650 + slack)
+    assert found <= 24 < next_size <= found + 2
+    assert len(tried) <= 8
+
+
+def test_of_large_batches_the_largest_is_found_within_2_percent():
+    found, next_size, _ = _search(lambda size: 100 * size + (size % 7) * 60, 15_000)
+    assert found < next_size <= 1.02 * found + 1
+    assert 145 <= found <= 150
 
 
 def test_where_one_does_not_fit_nothing_else_is_tried():

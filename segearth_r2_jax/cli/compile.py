@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from segearth_r2_jax.errors import UserError
 
@@ -53,30 +54,39 @@ def run(args: argparse.Namespace) -> None:
     config = RunConfig.from_config_dict(read_config_file(args.config, args.overrides))
     devices = tpu_devices(args.topology)
     kind = devices[0].device_kind
-    session = _Session(config, devices, chip_of(kind), usable_memory(devices[0]))
+    chip, usable = chip_of(kind), usable_memory(devices[0])
+    reports: list[Report] = []
+
+    def record(report: Report) -> None:
+        reports.append(report)
+        if args.output is not None:
+            # After every program: a search may take an hour, and what it has found by then is not lost.
+            _write(args, session, reports)
+
+    session = _Session(config, devices, chip, usable, record)
     shape = _mesh_shape(args.mesh, config)
-    memory = f"{session.usable / 2**30:.2f} GiB of memory usable"
+    memory = f"{usable / 2**30:.2f} GiB of memory usable"
     print(f"{args.config} for {args.topology}: {len(devices)} devices ({kind}), {memory} on each", flush=True)
 
-    reports = []
     if args.program in ("train", "both"):
-        reports += session.train(shape, args.batch_per_device, args.tokens, find=args.find_batch)
+        session.train(shape, args.batch_per_device, args.tokens, find=args.find_batch)
     if args.program in ("predict", "both"):
-        reports += session.predict(args.batch_per_device or 1, args.tokens, find=args.find_batch)
+        session.predict(args.batch_per_device or 1, args.tokens, find=args.find_batch)
     if args.output is not None:
-        _write(args, session, reports)
+        print(f"\n{args.output}", flush=True)
 
 
 @dataclasses.dataclass
 class _Session:
-    """One configuration on the devices of one topology."""
+    """One configuration on the devices of one topology; every report is given to `record` as soon as it is there."""
 
     config: RunConfig
     devices: list[jax.Device]
     chip: Chip | None
     usable: int
+    record: Callable[[Report], None]
 
-    def train(self, shape: MeshShape, rows: int | None, tokens: int | None, *, find: bool) -> list[Report]:
+    def train(self, shape: MeshShape, rows: int | None, tokens: int | None, *, find: bool) -> None:
         from segearth_r2_jax.ahead_of_time.programs import row_shares, training_program
         from segearth_r2_jax.sharding.mesh import make_mesh
 
@@ -87,22 +97,26 @@ class _Session:
             return self._compile(training_program(self.config, mesh, rows=rows, tokens=tokens))
 
         if find:
-            return self._search("train", lambda rows: [compile_rows(rows)], self.config.step.accumulate)
+            self._search("train", lambda rows: [compile_rows(rows)], self.config.step.accumulate)
+            return
         batch, shares = self.config.data.batch_size, row_shares(mesh)
         if rows is None and batch % shares:
             raise UserError(
                 f"config.data.batch_size {batch} does not divide over {shares} devices with rows of their own; give --batch-per-device"
             )
-        return [compile_rows(rows or batch // shares)]
+        compile_rows(rows or batch // shares)
 
-    def predict(self, rows: int, tokens: int | None, *, find: bool) -> list[Report]:
+    def predict(self, rows: int, tokens: int | None, *, find: bool) -> None:
         from segearth_r2_jax.ahead_of_time.programs import inference_programs
 
         def compile_rows(rows: int) -> list[Report]:
             made = inference_programs(self.config.model, self.devices[0], rows=rows, prompt_tokens=tokens)
             return [self._compile(program) for program in made]
 
-        return self._search("predict", compile_rows, 1) if find else compile_rows(rows)
+        if find:
+            self._search("predict", compile_rows, 1)
+        else:
+            compile_rows(rows)
 
     def _compile(self, program: Program) -> Report:
         from segearth_r2_jax.ahead_of_time.report import compile_program
@@ -110,24 +124,17 @@ class _Session:
 
         report = compile_program(program, self.chip, self.usable)
         print("", *report_lines(report, self.chip), sep="\n", flush=True)
+        self.record(report)
         return report
 
-    def _search(self, name: str, compile_rows: Any, unit: int) -> list[Report]:
+    def _search(self, name: str, compile_rows: Callable[[int], list[Report]], unit: int) -> None:
         from segearth_r2_jax.ahead_of_time.largest_batch import largest_batch
 
-        made: list[Report] = []
-
-        def tightest(rows: int) -> Report:
-            reports = compile_rows(rows)
-            made.extend(reports)
-            return max(reports, key=lambda report: report.memory.needed)
-
-        tried = largest_batch(tightest, unit=unit)
+        tried = largest_batch(lambda rows: max(compile_rows(rows), key=lambda report: report.memory.needed), unit=unit)
         fitting = [rows for rows, report in tried.items() if report.memory.fits]
         failing = [rows for rows, report in tried.items() if not report.memory.fits]
         found = f"{max(fitting)} fits" if fitting else "none fits"
         print(f"\n{name}: largest batch per device: {found}" + (f", {min(failing)} does not" if failing else ", more may"), flush=True)
-        return made
 
 
 def _mesh_shape(text: str | None, config: RunConfig) -> MeshShape:
@@ -176,4 +183,3 @@ def _write(args: argparse.Namespace, session: _Session, reports: list[Report]) -
             "programs": [report.to_dict() for report in reports],
         },
     )
-    print(f"\n{args.output}", flush=True)

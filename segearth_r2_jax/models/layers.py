@@ -102,7 +102,7 @@ class Conv(nnx.Module):
     """2-d convolution [b, h, w, in] -> [b, h', w', out]; `padding` is "VALID" or "SAME".
 
     One whose patches touch without overlapping, as those of an embedding of patches or of size 1, is a dense layer of the patches: one
-    matrix product, which a CPU computes up to twice as fast and a TPU's compiler prepares in a third of the time.
+    matrix product, up to twice as fast on a CPU.
     """
 
     def __init__(

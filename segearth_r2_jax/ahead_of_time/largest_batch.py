@@ -44,8 +44,10 @@ def _between(tried: dict[int, Report], unit: int, low: int, high: int) -> int:
     """The next size to try, in units, above `low` and below `high`."""
     fits = [report.memory.fits for report in tried.values()]
     streak = next((n for n, other in enumerate(reversed(fits)) if other != fits[-1]), len(fits))
+    if streak >= _STREAK and fits[-1]:
+        return (low + high) // 2
     if streak >= _STREAK:
-        return max(high - 2 ** (streak - 2), low + 1) if not fits[-1] else (low + high) // 2
+        return max(high - 2 ** (streak - 2), low + 1)
     fitting, failing = tried[low * unit].memory, tried[high * unit].memory
     limit = low + (high - low) * (fitting.usable - fitting.needed) / (failing.needed - fitting.needed)
     return min(max(int(limit) + 1, low + 1), high - 1)

@@ -54,37 +54,29 @@ def run(args: argparse.Namespace) -> None:
     config = RunConfig.from_config_dict(read_config_file(args.config, args.overrides))
     devices = tpu_devices(args.topology)
     kind = devices[0].device_kind
-    chip, usable = chip_of(kind), usable_memory(devices[0])
-    reports: list[Report] = []
-
-    def record(report: Report) -> None:
-        reports.append(report)
-        if args.output is not None:
-            # After every program: a search may take an hour, and what it has found by then is not lost.
-            _write(args, session, reports)
-
-    session = _Session(config, devices, chip, usable, record)
+    topology = _Topology(args, config, devices, chip_of(kind), usable_memory(devices[0]))
     shape = _mesh_shape(args.mesh, config)
-    memory = f"{usable / 2**30:.2f} GiB of memory usable"
+    memory = f"{topology.usable / 2**30:.2f} GiB of memory usable"
     print(f"{args.config} for {args.topology}: {len(devices)} devices ({kind}), {memory} on each", flush=True)
 
     if args.program in ("train", "both"):
-        session.train(shape, args.batch_per_device, args.tokens, find=args.find_batch)
+        topology.train(shape, args.batch_per_device, args.tokens, find=args.find_batch)
     if args.program in ("predict", "both"):
-        session.predict(args.batch_per_device or 1, args.tokens, find=args.find_batch)
+        topology.predict(args.batch_per_device or 1, args.tokens, find=args.find_batch)
     if args.output is not None:
         print(f"\n{args.output}", flush=True)
 
 
 @dataclasses.dataclass
-class _Session:
-    """One configuration on the devices of one topology; every report is given to `record` as soon as it is there."""
+class _Topology:
+    """The devices of one topology, for which the programs of one configuration are compiled; `reports` are those so far."""
 
+    args: argparse.Namespace
     config: RunConfig
     devices: list[jax.Device]
     chip: Chip | None
     usable: int
-    record: Callable[[Report], None]
+    reports: list[Report] = dataclasses.field(default_factory=list)
 
     def train(self, shape: MeshShape, rows: int | None, tokens: int | None, *, find: bool) -> None:
         from segearth_r2_jax.ahead_of_time.programs import row_shares, training_program
@@ -124,7 +116,10 @@ class _Session:
 
         report = compile_program(program, self.chip, self.usable)
         print("", *report_lines(report, self.chip), sep="\n", flush=True)
-        self.record(report)
+        self.reports.append(report)
+        if self.args.output is not None:
+            # After every program: a search may take an hour, and what it has found by then is not lost.
+            self._write()
         return report
 
     def _search(self, name: str, compile_rows: Callable[[int], list[Report]], unit: int) -> None:
@@ -135,6 +130,30 @@ class _Session:
         failing = [rows for rows, report in tried.items() if not report.memory.fits]
         found = f"{max(fitting)} fits" if fitting else "none fits"
         print(f"\n{name}: largest batch per device: {found}" + (f", {min(failing)} does not" if failing else ", more may"), flush=True)
+
+    def _write(self) -> None:
+        import importlib.metadata
+        import os
+        import platform
+
+        from segearth_r2_jax.checkpoints.json_files import write_json
+
+        write_json(
+            self.args.output,
+            {
+                "config": self.args.config,
+                "overrides": self.args.overrides,
+                "topology": self.args.topology,
+                "devices": len(self.devices),
+                "device_kind": self.devices[0].device_kind,
+                "chip": None if self.chip is None else dataclasses.asdict(self.chip),
+                "usable_memory": self.usable,
+                "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "flax")}
+                | {"python": platform.python_version()},
+                "processors": os.cpu_count(),
+                "programs": [report.to_dict() for report in self.reports],
+            },
+        )
 
 
 def _mesh_shape(text: str | None, config: RunConfig) -> MeshShape:
@@ -158,28 +177,3 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
     return int(text)
-
-
-def _write(args: argparse.Namespace, session: _Session, reports: list[Report]) -> None:
-    import importlib.metadata
-    import os
-    import platform
-
-    from segearth_r2_jax.checkpoints.json_files import write_json
-
-    write_json(
-        args.output,
-        {
-            "config": args.config,
-            "overrides": args.overrides,
-            "topology": args.topology,
-            "devices": len(session.devices),
-            "device_kind": session.devices[0].device_kind,
-            "chip": None if session.chip is None else dataclasses.asdict(session.chip),
-            "usable_memory": session.usable,
-            "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "flax")}
-            | {"python": platform.python_version()},
-            "processors": os.cpu_count(),
-            "programs": [report.to_dict() for report in reports],
-        },
-    )

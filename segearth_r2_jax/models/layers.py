@@ -230,6 +230,8 @@ def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs)
 
 
 REMAT = ("none", "dots", "full")
+# What checkpointing calls the values that are `kept`.
+_KEPT = "kept"
 
 
 def check_remat(remat: str) -> None:
@@ -255,11 +257,8 @@ def rematerialized(layer: Callable[..., Any], remat: str, *, in_scan: bool = Tru
     return jax.checkpoint(layer, prevent_cse=not in_scan, policy=policy)
 
 
-_KEPT = "kept"
-
-
 def kept(x: jax.Array) -> jax.Array:
-    """`x`, of which `rematerialized` says that a layer computes it at great cost and that it is small: it is never computed again."""
+    """`x`, marked as small and dear: inside a `rematerialized` layer it stays in memory for the backward pass."""
     return checkpoint_name(x, _KEPT)
 
 

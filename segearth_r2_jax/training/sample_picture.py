@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 import jax
@@ -9,12 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image, ImageDraw, ImageFont
 
+from segearth_r2_jax.inputs.conversation import IMAGE_SLOT
 from segearth_r2_jax.inputs.tokenizer import Tokenizer
+from segearth_r2_jax.raster.overlay import paint_masks
 from segearth_r2_jax.sharding.rules import replicated
 
-# Okabe and Ito's colour-blind-safe palette.
-_COLOURS = np.array([[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]], np.uint8)
-_CAPTION_HEIGHT = 34
+# Pixels: of the letters, from line to line, and what a letter takes of a line at the most, on average.
+_LETTERS, _LINE, _LETTER_WIDTH = 12, 15, 7
 
 _SHOWN = ("image", "masks", "mask_valid", "mask_frame", "token_ids")
 
@@ -37,6 +39,8 @@ class SamplePictures:
 
     def _draw(self, row: Mapping[str, np.ndarray]) -> np.ndarray:
         words, valid = row["token_ids"], row["mask_valid"]
+        # What stands before the image is the same in every row.
+        words = words[np.flatnonzero(words == IMAGE_SLOT).max(initial=-1) + 1 :]
         text = self._tokenizer.decode(words[words >= 0])
         return sample_picture(row["image"], row["masks"][valid], tuple(row["mask_frame"]), row["mask_logits"][valid], text)
 
@@ -52,27 +56,17 @@ def sample_picture(image: np.ndarray, masks: np.ndarray, frame: tuple[int, int],
         image: uint8 [s, s, 3], letterboxed.
         masks: [m, c, c] targets; the top-left `frame` (h, w) of the canvas spans the image.
         mask_logits: [m, h, w] over the whole image.
-        text: instruction and answer as the model reads them.
+        text: instruction and answer as the model reads them; all of it is shown, on as many lines as it takes.
 
     Returns:
         uint8 [s + caption, 3 s, 3].
     """
     size = image.shape[0]
-    truth = _painted(image, masks[:, : frame[0], : frame[1]] > 0)
-    now = _painted(image, mask_logits > 0)
-    page = Image.new("RGB", (3 * size, size + _CAPTION_HEIGHT), "white")
-    for column, panel in enumerate((image, truth, now)):
-        page.paste(Image.fromarray(panel), (column * size, 0))
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
-    draw.text((4, size + 2), "image | target | prediction", fill="gray", font=font)
-    draw.text((4, size + 17), " ".join(text.split())[-size // 2 :], fill="black", font=font)
+    lines = textwrap.wrap(" ".join(text.split()), 3 * size // _LETTER_WIDTH)
+    page = Image.new("RGB", (3 * size, size + (len(lines) + 1) * _LINE + 4), "white")
+    for column, shown in enumerate(((), masks[:, : frame[0], : frame[1]] > 0, mask_logits > 0)):
+        page.paste(paint_masks(Image.fromarray(image), shown, _LETTERS), (column * size, 0))
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(_LETTERS)
+    for number, line in enumerate(("image | target | prediction", *lines)):
+        draw.text((4, size + 2 + number * _LINE), line, fill="black" if number else "gray", font=font)
     return np.asarray(page)
-
-
-def _painted(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    size = image.shape[0]
-    painted = image.copy()
-    for number, mask in enumerate(masks):
-        shown = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)) > 0
-        painted[shown] = painted[shown] // 2 + _COLOURS[number % len(_COLOURS)] // 2
-    return painted
